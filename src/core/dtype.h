@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
+#include <string>
 #include <string_view>
 
 namespace polyspan {
@@ -35,9 +37,13 @@ struct DTypeInfo {
 
 // nullopt for a type id that this program does not compute on.
 std::optional<DTypeInfo> find_dtype(uint32_t gguf_type_id);
+std::optional<DTypeInfo> find_dtype(std::string_view name);  // "Q4_1", as in the table
+std::span<const DTypeInfo> all_dtypes();
+std::string dtype_names();  // "F32, F16, Q4_0, ...": for messages
 const DTypeInfo& dtype_info(DType type);
 inline std::string_view dtype_name(DType type) { return dtype_info(type).name; }
-// Name of any GGUF type id, known or not ("IQ2_XXS", "type 99"): for messages.
+// Name of any GGUF type id, known or not ("IQ2_XXS", "type 99"): for messages. The text of an unknown id lasts until
+// this thread's next call.
 std::string_view gguf_type_name(uint32_t gguf_type_id);
 // Bytes of a row of n_values. REQUIRES: n_values % block_len == 0.
 int64_t row_bytes(DType type, int64_t n_values);

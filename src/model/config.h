@@ -1,0 +1,36 @@
+// model/config.h: the sizes and settings of a transformer, read from a GGUF file and checked.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "io/gguf.h"
+#include "moa/span_plan.h"
+#include "ops/rope.h"
+
+namespace polyspan {
+
+struct ModelConfig {
+  std::string architecture;       // "llama"
+  std::string name;               // general.name, may be empty
+  std::string quantization;       // type of most weight bytes: "Q4_1"
+  int64_t n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  int64_t d_model = 0, d_ff = 0, vocab_size = 0;
+  int64_t context_length = 0;     // that the model was trained for
+  int64_t n_parameters = 0;
+  float norm_eps = 1e-5f;
+  RopeConfig rope;
+  int64_t sliding_window = 0;     // 0: none. Mistral: every head sees this many keys and no sink
+  bool qkv_bias = false;
+
+  HeadShape head_shape() const { return {n_layers, n_heads, n_kv_heads}; }
+  // The plan that the model itself implies: dense, or its sliding window.
+  SpanPlan default_plan() const;
+};
+
+// Reads the keys that all transformer architectures share ("ARCH.block_count", ...). Throws Error (kBadFile) naming the
+// key, what was found and what was wanted; kUnsupported for settings that would change results (RoPE scaling of a type
+// that is not implemented, ...).
+ModelConfig read_transformer_config(const GgufFile& file, RopePairing pairing);
+
+}  // namespace polyspan

@@ -1,0 +1,72 @@
+// model/model.h: a language model: tokens in, hidden states and logits out, with a cache for each sequence.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/progress.h"
+#include "io/gguf.h"
+#include "model/config.h"
+#include "model/kv_cache.h"
+#include "ops/context.h"
+
+namespace polyspan {
+
+// New tokens of one sequence in a batch: rows [first_row, first_row + n_rows) of the batch's tokens, at the positions
+// that follow the cache's.
+struct BatchSequence {
+  KvCache* cache = nullptr;
+  int64_t first_row = 0, n_rows = 0;
+};
+
+struct Batch {
+  std::span<const int32_t> tokens;            // [n_tokens], ids within the vocabulary
+  std::span<const BatchSequence> sequences;   // cover the rows in order, each cache once
+};
+
+// Not thread-safe: one forward at a time.
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  // Picks the architecture by general.architecture. Throws Error (kUnsupported naming the known ones, or what is wrong
+  // with the file). `context` must outlive the model.
+  static std::unique_ptr<Model> load(std::unique_ptr<GgufFile> file, OpContext& context, Progress& progress);
+
+  // Runs all layers over the batch, writes the caches and advances them. REQUIRES: n_tokens <= max_batch_tokens(), every
+  // cache has room. The hidden states stay valid until the next call.
+  virtual void forward(const Batch& batch) = 0;
+  // Logits [rows.size(), vocab_size] of some rows of the last batch.
+  virtual void logits(std::span<const int64_t> rows, float* out) = 0;
+
+  virtual int64_t max_batch_tokens() const = 0;
+  virtual int64_t weight_bytes() const = 0;
+  // Bytes a decode step reads besides the cache (weights): for the roof.
+  virtual int64_t bytes_per_token() const = 0;
+
+  const ModelConfig& config() const { return config_; }
+  const GgufFile& file() const { return *file_; }
+
+ protected:
+  Model(std::unique_ptr<GgufFile> file, ModelConfig config) : file_(std::move(file)), config_(std::move(config)) {}
+  std::unique_ptr<GgufFile> file_;
+  ModelConfig config_;
+};
+
+// One architecture: its name in GGUF files, how its configuration is read, how a model is made. To add one, write a file
+// that defines an Architecture and name it in the list of architectures.cpp.
+struct Architecture {
+  std::string_view name;
+  ModelConfig (*read_config)(const GgufFile& file);
+  std::unique_ptr<Model> (*make)(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context, Progress& progress);
+};
+std::span<const Architecture* const> architectures();
+// Throws Error (kUnsupported) that names the known ones.
+const Architecture& find_architecture(const GgufFile& file);
+// The configuration alone: what `inspect` needs.
+ModelConfig read_config(const GgufFile& file);
+
+}  // namespace polyspan

@@ -1,0 +1,86 @@
+#include "ops/isa.h"
+
+#include <array>
+#include <atomic>
+
+#include "core/error.h"
+#include "ops/kernels.h"
+
+namespace polyspan {
+
+namespace scalar { extern const Kernels kTable; }
+#ifndef POLYSPAN_ONLY_SCALAR
+namespace avx2 { extern const Kernels kTable; }
+namespace avx512 { extern const Kernels kTable; }
+#endif
+
+namespace {
+
+constexpr std::array<std::string_view, 3> kNames = {"scalar", "avx2", "avx512"};
+
+bool supports(IsaLevel level) {
+  if (level == IsaLevel::kScalar) return true;
+#ifndef POLYSPAN_ONLY_SCALAR
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (level == IsaLevel::kAvx2) return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+const Kernels* table_of(IsaLevel level) {
+  switch (level) {
+    case IsaLevel::kScalar: return &scalar::kTable;
+#ifndef POLYSPAN_ONLY_SCALAR
+    case IsaLevel::kAvx2: return &avx2::kTable;
+    case IsaLevel::kAvx512: return &avx512::kTable;
+#else
+    default: break;
+#endif
+  }
+  return &scalar::kTable;
+}
+
+struct Selection {
+  std::atomic<IsaLevel> level;
+  std::atomic<const Kernels*> table;
+  Selection() : level(supported_isa_levels().back()), table(table_of(level)) {}
+};
+Selection& selection() {
+  static Selection instance;
+  return instance;
+}
+
+}  // namespace
+
+std::string_view isa_name(IsaLevel level) { return kNames[static_cast<size_t>(level)]; }
+
+std::vector<IsaLevel> supported_isa_levels() {
+  std::vector<IsaLevel> levels;
+  for (IsaLevel level : {IsaLevel::kScalar, IsaLevel::kAvx2, IsaLevel::kAvx512})
+    if (supports(level)) levels.push_back(level);
+  return levels;
+}
+
+IsaLevel current_isa() { return selection().level.load(std::memory_order_relaxed); }
+
+void select_isa(IsaLevel level) {
+  POLYSPAN_CHECK(supports(level), std::string(isa_name(level)));
+  selection().level = level;
+  selection().table = table_of(level);
+}
+
+std::optional<IsaLevel> isa_by_name(std::string_view name) {
+  for (size_t i = 0; i < kNames.size(); ++i)
+    if (kNames[i] == name) return static_cast<IsaLevel>(i);
+  return std::nullopt;
+}
+
+const Kernels& kernels() { return *selection().table.load(std::memory_order_relaxed); }
+
+int64_t matmul_scratch_bytes(int64_t d_in) { return 2 * (16 * d_in + 2 * 4 * d_in); }
+
+}  // namespace polyspan

@@ -1,0 +1,21 @@
+// ops/isa.h: which instruction level the kernels run at, chosen once at start-up.
+#pragma once
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+namespace polyspan {
+
+// scalar: any x86-64 (and other machines); avx2: AVX2 + FMA + F16C; avx512: AVX-512 F/BW/VL/DQ + VNNI.
+enum class IsaLevel { kScalar, kAvx2, kAvx512 };
+
+std::string_view isa_name(IsaLevel level);
+// Levels that this machine can run, lowest first.
+std::vector<IsaLevel> supported_isa_levels();
+IsaLevel current_isa();
+// For tests and --isa: REQUIRES a supported level. Must not be called while kernels run.
+void select_isa(IsaLevel level);
+std::optional<IsaLevel> isa_by_name(std::string_view name);
+
+}  // namespace polyspan

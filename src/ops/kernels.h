@@ -1,0 +1,123 @@
+// ops/kernels.h: the table of kernels that each instruction level provides. Plain data: included by *.isa.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "ops/kv_storage.h"
+#include "ops/packed_layout.h"
+
+namespace polyspan {
+
+enum class Epilogue {
+  kStore,   // out = W x + bias
+  kAdd,     // out += W x + bias
+  kSwiglu,  // out[0] = silu(W0 x) * (W1 x)
+};
+
+// One or two tiles of 16 rows times all tokens.
+struct MatmulTilesArgs {
+  DType type;
+  int64_t d_in;
+  int64_t n_tiles;              // 1 or 2 (2 for kSwiglu)
+  const std::byte* tiles[2];
+  int64_t n_rows[2];            // valid rows of each tile, 1..16
+  const float* bias[2];         // [n_rows] or null
+  const ActBlock* x_blocks;     // [n_tokens, d_in / 32]: quantised types
+  const float* x;               // [n_tokens, d_in]: float types
+  int64_t n_tokens;
+  float* out[2];                // first row of the tile in the output of token 0
+  int64_t out_stride[2];        // floats from token to token
+  Epilogue epilogue;
+  std::byte* scratch;           // matmul_scratch_bytes(d_in), aligned to 64
+};
+
+// A run of keys with consecutive positions in consecutive slots of one KV head's storage.
+struct KvRun {
+  const std::byte* storage;  // of that KV head, see ops/kv_storage.h
+  int64_t capacity;          // slots of that storage (multiple of 16)
+  int64_t first_slot;
+  int64_t first_position;
+  int64_t n_keys;
+};
+
+struct AttentionSpan {
+  int64_t span;            // keys that the head sees, the query's own included
+  int64_t n_sink_tokens;
+};
+
+// Decode: one query position, the query heads of one KV head, keys of one piece of the work.
+struct DecodeAttentionArgs {
+  KvType type;
+  int64_t head_dim_padded;
+  int64_t n_rep;                // query heads of this KV head
+  const float* q;               // [n_rep, head_dim_padded], scaled
+  const AttentionSpan* spans;   // [n_rep]
+  int64_t position;
+  const KvRun* runs;
+  int64_t n_runs;
+  float* out;                   // [n_rep, head_dim_padded]: sum of exp(s - max) V
+  float* max;                   // [n_rep]: -inf where no key was visible
+  float* sum;                   // [n_rep]
+  float* scratch;               // decode_scratch_floats()
+};
+
+// Prefill: rows = (query, head of the group) of one KV head; queries have consecutive positions.
+struct PrefillAttentionArgs {
+  KvType type;
+  int64_t head_dim_padded;
+  int64_t n_rep;
+  int64_t n_queries;
+  int64_t first_position;       // of query 0
+  const float* q;               // query i, head r of the group: q + i * q_stride + r * head_dim_padded; scaled
+  int64_t q_stride;
+  const AttentionSpan* spans;   // [n_rep]
+  const KvRun* runs;            // every run that any row may see
+  int64_t n_runs;
+  float* out;                   // same addressing as q with out_stride, rows of head_dim_padded
+  int64_t out_stride;
+  float* scratch;               // prefill_scratch_floats()
+};
+
+// Rotary embedding of one token's heads, in place: pairs (i, i + half) or (2i, 2i + 1) of the first 2 * n_pairs values.
+struct RopeRowArgs {
+  float* x;            // [n_heads, head_dim]
+  int64_t n_heads;
+  int64_t head_dim;
+  int64_t n_pairs;
+  const float* cos;    // [n_pairs]
+  const float* sin;
+  bool interleaved;    // pairs (2i, 2i + 1)
+  float scale;         // multiplies every value (rotated or not)
+};
+
+inline constexpr int64_t kDecodePieceSlots = 512;   // keys of one piece of a decode attention
+inline constexpr int64_t kDecodeScratchSlots = kDecodePieceSlots + 2 * 16 * 4;  // each run may start and end inside a tile
+constexpr int64_t decode_scratch_floats(int64_t n_rep) { return n_rep * kDecodeScratchSlots; }
+inline constexpr int64_t kPrefillRowBlock = 6, kPrefillKeyTile = 64;
+constexpr int64_t prefill_scratch_floats(int64_t n_rows, int64_t head_dim_padded) {
+  const int64_t rows = (n_rows + kPrefillRowBlock - 1) / kPrefillRowBlock * kPrefillRowBlock;
+  return rows * (2 * head_dim_padded + 2) + 2 * kPrefillKeyTile * head_dim_padded + kPrefillRowBlock * kPrefillKeyTile + 64;
+}
+
+struct Kernels {
+  void (*quantize_activations)(const float* x, int64_t n, ActBlock* out);  // n % 32 == 0
+  void (*matmul_tiles)(const MatmulTilesArgs& args);
+  void (*rmsnorm_row)(const float* x, const float* weight, int64_t n, float eps, float* out);
+  void (*swiglu_row)(const float* gate, const float* up, int64_t n, float* out);
+  void (*rope_row)(const RopeRowArgs& args);
+  void (*add_row)(const float* x, int64_t n, float* out);  // out += x
+  // Writes one key and one value row [head_dim] (rest of the padding is 0) into a slot.
+  void (*write_kv_slot)(KvType type, const float* k, const float* v, int64_t head_dim, int64_t head_dim_padded,
+                        int64_t capacity, int64_t slot, std::byte* storage);
+  void (*decode_attention)(const DecodeAttentionArgs& args);
+  void (*prefill_attention)(const PrefillAttentionArgs& args);
+  float (*max_value)(const float* x, int64_t n);
+  // sum of exp(x - max): for log-softmax. In double per lane group.
+  double (*sum_exp)(const float* x, int64_t n, float max);
+};
+
+const Kernels& kernels();  // of the selected level
+int64_t matmul_scratch_bytes(int64_t d_in);
+
+}  // namespace polyspan
