@@ -31,7 +31,7 @@ fs::path temporary_beside(const fs::path& target) {
 AtomicFile::AtomicFile(const fs::path& path) : path_(path), target_(path) {
   std::error_code error;
   for (int n_links = 0; fs::is_symlink(target_, error); ++n_links) {  // also a link whose file is not there yet
-    constexpr int kMaxLinks = 40;  // Linux's own limit: links may run in a circle
+    constexpr int kMaxLinks = 40;                                     // Linux's own limit: links may run in a circle
     const fs::path next = fs::read_symlink(target_, error);
     if (n_links == kMaxLinks || error) fail("cannot follow the symbolic link", error ? error.value() : ELOOP);
     target_ = target_.parent_path() / next;

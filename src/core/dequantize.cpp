@@ -39,15 +39,13 @@ int five_bits_of_32(const Byte* qs, uint32_t fifth_bits, int value) {
 void decode_q5_0(const Byte* block, float* out) {  // d, fifth bits (u32), qs[16]
   const float d = load_f16(block);
   const uint32_t fifth_bits = load_u32(block + 2);
-  for (int value = 0; value < 32; ++value)
-    out[value] = scaled(d, five_bits_of_32(block + 6, fifth_bits, value) - 16);
+  for (int value = 0; value < 32; ++value) out[value] = scaled(d, five_bits_of_32(block + 6, fifth_bits, value) - 16);
 }
 
 void decode_q5_1(const Byte* block, float* out) {  // d, m, fifth bits (u32), qs[16]
   const float d = load_f16(block), m = load_f16(block + 2);
   const uint32_t fifth_bits = load_u32(block + 4);
-  for (int value = 0; value < 32; ++value)
-    out[value] = scaled(d, five_bits_of_32(block + 8, fifth_bits, value)) + m;
+  for (int value = 0; value < 32; ++value) out[value] = scaled(d, five_bits_of_32(block + 8, fifth_bits, value)) + m;
 }
 
 void decode_q8_0(const Byte* block, float* out) {  // d, int8 qs[32]
@@ -139,19 +137,32 @@ using Decoder = void (*)(const Byte* block, float* out);
 
 Decoder decoder_of(DType type) {
   switch (type) {
-    case DType::kF32: return decode_f32;
-    case DType::kF16: return decode_f16;
-    case DType::kBF16: return decode_bf16;
-    case DType::kQ4_0: return decode_q4_0;
-    case DType::kQ4_1: return decode_q4_1;
-    case DType::kQ5_0: return decode_q5_0;
-    case DType::kQ5_1: return decode_q5_1;
-    case DType::kQ8_0: return decode_q8_0;
-    case DType::kQ2_K: return decode_q2_k;
-    case DType::kQ3_K: return decode_q3_k;
-    case DType::kQ4_K: return decode_q4_k;
-    case DType::kQ5_K: return decode_q5_k;
-    case DType::kQ6_K: return decode_q6_k;
+    case DType::kF32:
+      return decode_f32;
+    case DType::kF16:
+      return decode_f16;
+    case DType::kBF16:
+      return decode_bf16;
+    case DType::kQ4_0:
+      return decode_q4_0;
+    case DType::kQ4_1:
+      return decode_q4_1;
+    case DType::kQ5_0:
+      return decode_q5_0;
+    case DType::kQ5_1:
+      return decode_q5_1;
+    case DType::kQ8_0:
+      return decode_q8_0;
+    case DType::kQ2_K:
+      return decode_q2_k;
+    case DType::kQ3_K:
+      return decode_q3_k;
+    case DType::kQ4_K:
+      return decode_q4_k;
+    case DType::kQ5_K:
+      return decode_q5_k;
+    case DType::kQ6_K:
+      return decode_q6_k;
   }
   POLYSPAN_CHECK(false, "no such DType");
   return nullptr;

@@ -29,11 +29,10 @@ constexpr std::array<DTypeInfo, 13> kDTypes = {{
 
 // Every type id that GGUF files have had; ids taken out of the format keep their name, for messages.
 constexpr std::array<std::string_view, 40> kGgufTypeNames = {
-    "F32",      "F16",      "Q4_0",     "Q4_1",       "Q4_2",       "Q4_3",       "Q5_0",    "Q5_1",
-    "Q8_0",     "Q8_1",     "Q2_K",     "Q3_K",       "Q4_K",       "Q5_K",       "Q6_K",    "Q8_K",
-    "IQ2_XXS",  "IQ2_XS",   "IQ3_XXS",  "IQ1_S",      "IQ4_NL",     "IQ3_S",      "IQ2_S",   "IQ4_XS",
-    "I8",       "I16",      "I32",      "I64",        "F64",        "IQ1_M",      "BF16",    "Q4_0_4_4",
-    "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",    "TQ2_0",      "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
+    "F32",    "F16",      "Q4_0",     "Q4_1",     "Q4_2",  "Q4_3",  "Q5_0",       "Q5_1",       "Q8_0",       "Q8_1",
+    "Q2_K",   "Q3_K",     "Q4_K",     "Q5_K",     "Q6_K",  "Q8_K",  "IQ2_XXS",    "IQ2_XS",     "IQ3_XXS",    "IQ1_S",
+    "IQ4_NL", "IQ3_S",    "IQ2_S",    "IQ4_XS",   "I8",    "I16",   "I32",        "I64",        "F64",        "IQ1_M",
+    "BF16",   "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
 
 }  // namespace
 
@@ -98,7 +97,7 @@ uint16_t f32_to_f16(float value) {
   if (magnitude > 0x7f800000u) {
     half = 0x7e00u | (magnitude >> 13 & 0x3ffu);  // NaN: quiet, the payload's upper bits kept
   } else if (magnitude >= 0x477ff000u) {
-    half = 0x7c00u;  // 65520 and up round to infinity
+    half = 0x7c00u;                       // 65520 and up round to infinity
   } else if (magnitude >= 0x38800000u) {  // 2^-14 and up: normal
     half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   } else if (magnitude > 0x33000000u) {  // above 2^-25, half the least denormal, which itself rounds to zero

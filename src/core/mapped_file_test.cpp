@@ -82,6 +82,7 @@ TEST_F(MappedFileTest, BytesInMemoryAreKeptByRelease) {
   const std::string contents(3 * 4096, 'm');
   const MappedFile file = MappedFile::of_memory(std::as_bytes(std::span(contents)), "name");
   file.release(file.bytes());
+  EXPECT_EQ(contents, std::string(3 * 4096, 'm'));  // whole pages of it would be zero
   EXPECT_EQ(as_text(file.bytes()), contents);
   EXPECT_EQ(file.path(), "name");
 }
@@ -128,13 +129,13 @@ TEST_F(AtomicFileTest, FollowsLinks) {
   EXPECT_NE(message.find("cannot follow the symbolic link"), std::string::npos) << message;
 }
 
+// A pipe in the test's own folder stands for every device: with the check broken, a real one would be replaced.
 TEST_F(AtomicFileTest, RefusesFoldersAndDevices) {
   fs::create_directory(folder_ / "folder");
   ASSERT_EQ(::mkfifo((folder_ / "pipe").c_str(), 0600), 0);
   const auto message = [](const fs::path& path) { return io_error([&] { write_file_atomically(path, "x"); }); };
   EXPECT_NE(message(folder_ / "folder").find("found a directory"), std::string::npos);
   EXPECT_NE(message(folder_ / "pipe").find("no regular file"), std::string::npos);
-  EXPECT_NE(message("/dev/null").find("no regular file"), std::string::npos);
   EXPECT_NE(message(folder_ / "none" / "file").find("cannot create"), std::string::npos);
   EXPECT_EQ(n_entries(), 2u);
 }

@@ -1,7 +1,8 @@
 // io/gguf.h: reading GGUF files (versions 2 and 3, little endian), memory-mapped and checked before use.
 //
-// The whole header is validated when the file is opened: every count, length and offset is compared with the size of the
-// file before anything is read or allocated for it. After that, metadata and tensors can be used without further checks.
+// The whole header is validated when the file is opened: every count, length and offset is compared with the size of
+// the file before anything is read or allocated for it. After that, metadata and tensors can be used without further
+// checks. A tensor's data is aligned to general.alignment, which is at least 8.
 // Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 #pragma once
 
@@ -25,20 +26,23 @@ namespace polyspan {
 using GgufValue = std::variant<uint64_t, int64_t, double, bool, std::string_view, std::vector<int64_t>,
                                std::vector<double>, std::vector<bool>, std::vector<std::string_view>>;
 
-// A tensor of the file. dims as the file has them: dims[0] is the contiguous one (d_in of a weight), dims[1] counts rows.
+// A tensor of the file. dims as the file has them: dims[0] is the contiguous one (d_in of a weight), dims[1] counts
+// rows.
 struct GgufTensor {
   std::string_view name;
   DType type;
-  std::vector<int64_t> dims;           // 1 to 4, each >= 1
-  std::span<const std::byte> data;     // in the mapping; exactly the tensor's bytes
+  std::vector<int64_t> dims;        // 1 to 4, each >= 1
+  std::span<const std::byte> data;  // in the mapping; exactly the tensor's bytes
   int64_t n_values() const;
-  std::string shape_text() const;      // "[576, 49152]"
+  std::string shape_text() const;  // "[576, 49152]"
 };
 
 class GgufFile {
  public:
   // Throws Error (kIo, kBadFile, kUnsupported). Messages name the key or tensor, the offset, what was found and wanted.
   static GgufFile open(const std::filesystem::path& path);
+  // A file that is in memory already, under a name for messages. `bytes` must outlive it.
+  static GgufFile from_bytes(std::span<const std::byte> bytes, const std::filesystem::path& name);
 
   const std::filesystem::path& path() const { return file_.path(); }
   uint32_t version() const { return version_; }
@@ -68,7 +72,7 @@ class GgufFile {
   const GgufTensor& get_tensor(std::string_view name, std::span<const int64_t> dims) const;
 
  private:
-  explicit GgufFile(MappedFile file) : file_(std::move(file)) {}
+  explicit GgufFile(MappedFile file);
   MappedFile file_;
   uint32_t version_ = 0;
   std::map<std::string_view, GgufValue> metadata_;

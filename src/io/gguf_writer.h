@@ -14,6 +14,7 @@ namespace polyspan {
 
 class GgufWriter {
  public:
+  // Keys must differ, as must tensors' names: the reader refuses a file that has one twice.
   void add_u32(const std::string& key, uint32_t value);
   void add_i32(const std::string& key, int32_t value);
   void add_f32(const std::string& key, float value);
@@ -24,7 +25,8 @@ class GgufWriter {
   void add_f32s(const std::string& key, const std::vector<float>& values);
 
   // A tensor whose bytes are produced when the file is written (so that a large model is never held in memory).
-  // dims[0] is the contiguous dimension. `produce` fills exactly the tensor's bytes.
+  // dims[0] is the contiguous dimension. `produce` fills exactly the tensor's bytes (zero before); it is called once
+  // for every file written. REQUIRES: 1 to 4 dims, each >= 1; dims[0] % block_len == 0.
   void add_tensor(const std::string& name, DType type, const std::vector<int64_t>& dims,
                   std::function<void(std::span<std::byte>)> produce);
   // A copy of `values`, stored as F32.
@@ -40,10 +42,12 @@ class GgufWriter {
     std::string name;
     DType type;
     std::vector<int64_t> dims;
+    int64_t n_bytes;
     std::function<void(std::span<std::byte>)> produce;
   };
-  std::vector<std::byte> header() const;
-  std::vector<std::byte> metadata_;  // encoded key-value pairs
+  // Everything before the tensor data, padded to where that starts.
+  std::string header() const;
+  std::string metadata_;  // encoded key-value pairs
   uint64_t n_metadata_ = 0;
   std::vector<Tensor> tensors_;
 };

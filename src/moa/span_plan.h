@@ -51,10 +51,12 @@ class SpanPlan {
   static SpanPlan uniform(const HeadShape& shape, double density, int64_t n_sink_tokens = kDefaultSinkTokens);
   // `spec` is "dense", "uniform:DENSITY" or the path of a plan file; checks that the plan fits `shape`.
   static SpanPlan from_spec(const std::string& spec, const HeadShape& shape);
-  // Reads a plan file: JSON with alphas and betas [layers][query heads or KV heads], and optional further keys (format in
-  // docs/plans.md). `shape` may be absent (inspect): n_kv_heads then comes from the file, else equals the entries a layer.
+  // Reads a plan file: JSON with alphas and betas [layers][query heads or KV heads], and optional further keys (format
+  // in docs/plans.md). `shape` may be absent (inspect): n_kv_heads then comes from the file, else equals the entries a
+  // layer.
   static SpanPlan load(const std::filesystem::path& path, const std::optional<HeadShape>& shape);
-  static SpanPlan parse(std::string_view json, const std::filesystem::path& name, const std::optional<HeadShape>& shape);
+  static SpanPlan parse(std::string_view json, const std::filesystem::path& name,
+                        const std::optional<HeadShape>& shape);
   void save(const std::filesystem::path& path) const;
   std::string to_json() const;
 
@@ -70,6 +72,11 @@ class SpanPlan {
 
   // KV tokens kept / KV tokens of the dense cache over all KV heads, sink included, at a length (moa.md section 1).
   double density(int64_t length) const;
+  // The same without the sink: the longest span of each group alone.
+  double density_without_sink(int64_t length) const;
+  // Whether the plan says how many sink tokens it was made for; a file of the published form does not, and the engine then
+  // keeps kDefaultSinkTokens.
+  bool names_sink() const { return names_sink_; }
   // The published figure: mean over the file's entries of min(N, span) / N, without sink and without GQA grouping.
   double mean_relative_span(int64_t length) const;
 
@@ -89,6 +96,7 @@ class SpanPlan {
   HeadShape shape_;
   int64_t n_sink_tokens_ = kDefaultSinkTokens;
   bool per_query_head_ = false;
+  bool names_sink_ = true;
   std::vector<std::vector<SpanRule>> rules_;
   Info info_;
 };

@@ -18,6 +18,15 @@ using TokenId = int32_t;
 struct EncodeOptions {
   bool add_bos = false;        // put the file's BOS token in front (where the file has one)
   bool parse_special = false;  // recognise the text of control tokens ("<|im_end|>") as those tokens
+  // Byte-level BPE takes an invalid byte as U+FFFD, as llama.cpp does. With this, the byte itself is encoded (and lost
+  // where the vocabulary has no token for it: SmolLM2 lacks 20 of the 256). SentencePiece always encodes the byte.
+  bool keep_invalid_bytes = false;
+};
+
+// A part of a text that is encoded as one: control tokens are recognised only inside parts that are markup.
+struct TextPart {
+  std::string_view text;
+  bool is_markup = false;
 };
 
 // Thread-safe after construction.
@@ -29,9 +38,13 @@ class Tokenizer {
   // or pre-tokeniser: named, never guessed). Copies what it needs: the file may go.
   static std::unique_ptr<Tokenizer> from_gguf(const GgufFile& file);
 
-  // Any bytes are accepted, invalid UTF-8 included; the ids decode to the same bytes (SentencePiece: but for its added
-  // leading space).
-  virtual std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options) const = 0;
+  // Any bytes are accepted, invalid UTF-8 included. Valid UTF-8 comes back from decode() as the same bytes, but for
+  // SentencePiece's added leading space, for bytes that the vocabulary has no token for (SmolLM2 lacks six control
+  // characters and the planes of U+40000 to U+BFFFF; llama.cpp drops them as well), and for spaces that special tokens
+  // strip. Without parse_special no control token comes out, whatever the text. Throws kBadInput from 4 GiB on.
+  std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options) const;
+  // The parts joined, as one text. options.parse_special is not read: each part says it for itself.
+  virtual std::vector<TokenId> encode_parts(std::span<const TextPart> parts, const EncodeOptions& options) const = 0;
 
   // The bytes that a token stands for. Control tokens give "" unless `with_special`. Throws kBadInput for ids outside the
   // vocabulary.

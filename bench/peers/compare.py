@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Speed of polyspan and of llama.cpp on the same model file with the same threads.
+
+Repeats are interleaved (peer, ours, peer, ours, ...), each in a fresh process; a figure is the median of its repeats.
+Decoding is compared with the roof too: measured memory reads / (weights + cache read for each token).
+
+    compare.py --model MODEL --prompt 512,7680 --depth 0,7680 --gen 32 --plans dense,uniform:0.5,uniform:0.25 \\
+               --kv f16,q8 --reps 3 -o docs/results/NAME        writes NAME.json and NAME.md
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+import machine
+import results
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_json(command):
+    say("  $ " + results.shown(command))
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"compare: exit status {done.returncode} from {results.shown(command)}: {done.stderr.strip()[-500:]}")
+    try:
+        return json.loads(done.stdout)
+    except json.JSONDecodeError as error:
+        sys.exit(f"compare: no JSON ({error}) from {results.shown(command)}")
+
+
+def programs(args):
+    """(name, plan, kv, command) of everything that a repeat runs, in this order."""
+    shape = ["--prompt", args.prompt, "--depth", args.depth, "--gen", str(args.gen)]
+    out = []
+    for kv in args.kv.split(","):
+        out.append(
+            (
+                "llama.cpp",
+                "dense",
+                kv,
+                [
+                    args.python,
+                    "-B",
+                    str(HERE / "llama_peer.py"),
+                    args.model,
+                    *shape,
+                    "--threads",
+                    str(args.threads),
+                    "--kv",
+                    kv,
+                ],
+            )
+        )
+        for plan in args.plans.split(","):
+            out.append(
+                (
+                    "polyspan",
+                    plan,
+                    kv,
+                    [
+                        args.polyspan,
+                        "bench",
+                        args.model,
+                        *shape,
+                        "--reps",
+                        "1",
+                        "-t",
+                        str(args.threads),
+                        "--plan",
+                        plan,
+                        "--kv",
+                        kv,
+                        "--json",
+                    ],
+                )
+            )
+    return out
+
+
+def measure(args):
+    series, peer, ours, others = {}, {}, {}, []
+    for repeat in range(args.reps):
+        say(f"repeat {repeat + 1} of {args.reps}")
+        for name, plan, kv, command in programs(args):
+            others.append(machine.wait_until_idle(patience_s=args.patience))
+            if others[-1] >= 0.1:
+                say(f"  others use {others[-1]:.0%} of the processors: this repeat is not clean")
+            answer = run_json(command)
+            if name == "llama.cpp":
+                peer = {key: value for key, value in answer.items() if key != "rows"}
+            else:
+                ours = {key: value for key, value in answer.items() if key not in ("rows", "plan")}
+            for row in answer["rows"]:
+                key = (name, plan, kv, row["test"], row["n_tokens"], row["depth"])
+                entry = series.setdefault(key, {"kv_bytes": row["kv_bytes"], "repeats": []})
+                entry["repeats"].append(row["tokens_per_s"])
+    return series, peer, ours, others
+
+
+def rows_of(series, weight_bytes, gb_per_s):
+    rows = []
+    for (name, plan, kv, test, n_tokens, depth), entry in series.items():
+        row = {
+            "engine": name,
+            "plan": plan,
+            "kv": kv,
+            "test": test,
+            "n_tokens": n_tokens,
+            "depth": depth,
+            "tokens_per_s": statistics.median(entry["repeats"]),
+            "repeats": entry["repeats"],
+            "kv_bytes": entry["kv_bytes"],
+        }
+        peer = series.get(("llama.cpp", "dense", kv, test, n_tokens, depth))
+        if name == "polyspan" and peer:
+            row["ratio"] = row["tokens_per_s"] / statistics.median(peer["repeats"])
+        if test == "decode":
+            row["bytes_per_token"] = weight_bytes + entry["kv_bytes"]
+            row["roof_tokens_per_s"] = gb_per_s * 1e9 / row["bytes_per_token"]
+            row["share_of_roof"] = row["tokens_per_s"] / row["roof_tokens_per_s"]
+        rows.append(row)
+    order = ["prefill", "decode"]
+    return sorted(
+        rows,
+        key=lambda row: (
+            order.index(row["test"]),
+            row["depth"],
+            row["n_tokens"],
+            row["kv"],
+            row["engine"] != "llama.cpp",
+        ),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--polyspan", default=str(machine.BUILD / "polyspan"))
+    parser.add_argument(
+        "--python", default=sys.executable, help="the Python that has llama-cpp-python (default: this one)"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--reps", type=int, default=3)
+    parser.add_argument("--prompt", default="512,7680")
+    parser.add_argument("--depth", default="0,7680")
+    parser.add_argument("--gen", type=int, default=32)
+    parser.add_argument("--plans", default="dense,uniform:0.5,uniform:0.25")
+    parser.add_argument(
+        "--kv", default="f16", help="cache elements, comma separated: f16, q8; each against the peer's own"
+    )
+    parser.add_argument("--patience", type=int, default=60, help="seconds to wait for other programs before each run")
+    parser.add_argument("-o", "--output", help="writes OUTPUT.json and OUTPUT.md")
+    args = parser.parse_args()
+    if not os.access(args.model, os.R_OK):
+        sys.exit(f"compare: cannot read the model {args.model}")
+    if not os.access(args.polyspan, os.X_OK):
+        sys.exit(f"compare: no program {args.polyspan}: build it, or name it with --polyspan")
+
+    say("the roof (memory reads)")
+    machine.wait_until_idle(patience_s=args.patience)
+    roof = machine.roof(args.threads)
+    series, peer, ours, others = measure(args)
+    warning = machine.check_peer_is_native(peer["system_info"])
+    gb_per_s = max(row["read_gb_per_s"] for row in roof if row["threads"] <= args.threads)
+    report = {
+        "what": "speed",
+        "date": datetime.date.today().isoformat(),
+        "model": pathlib.Path(args.model).name,
+        "model_bytes": os.path.getsize(args.model),
+        "threads": args.threads,
+        "device": machine.describe(),
+        "roof": roof,
+        "peer": peer,
+        "polyspan": ours,
+        "warnings": [warning] if warning else [],
+        "used_by_others": {"limit": 0.1, "before_each_run": others},
+        "commands": [results.shown(command) for _, _, _, command in programs(args)],
+        "rows": rows_of(series, peer["weight_bytes"], gb_per_s),
+    }
+    # The same model by another path (a temporary folder, a home) is nobody's business.
+    report["polyspan"]["model"] = report["model"]
+    results.write(report, args.output, results.speed_markdown(report))
+    print(results.speed_table(report))
+    for line in report["warnings"]:
+        say("warning: " + line)
+
+
+if __name__ == "__main__":
+    main()

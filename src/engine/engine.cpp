@@ -1,0 +1,124 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace polyspan {
+
+std::unique_ptr<Engine> Engine::load(const std::filesystem::path& path, int n_threads, Progress& progress) {
+  if (n_threads < 1 || n_threads > 1024) throw Error::usage("the number of threads is ", n_threads, "; it must be between 1 and 1024");
+  auto file = std::make_unique<GgufFile>(GgufFile::open(path));
+  find_architecture(*file);  // before the long work
+  std::unique_ptr<Engine> engine(new Engine(n_threads));
+  engine->tokenizer_ = Tokenizer::from_gguf(*file);
+  try {
+    engine->chat_format_ = ChatFormat::recognize(*file);
+    if (!engine->chat_format_) engine->chat_format_problem_ = path.string() + ": the model has no chat template";
+  } catch (const Error& error) {  // only a problem for those who want to chat
+    engine->chat_format_problem_ = error.what();
+  }
+  engine->model_ = Model::load(std::move(file), engine->context_, progress);
+  if (engine->tokenizer_->vocab_size() > engine->config().vocab_size)
+    throw Error::bad_file(path, "the tokenizer has ", engine->tokenizer_->vocab_size(), " tokens but the model only ",
+                          engine->config().vocab_size, " embeddings");
+  return engine;
+}
+
+const ChatFormat& Engine::chat_format() const {
+  if (!chat_format_) throw Error::unsupported(chat_format_problem_);
+  return *chat_format_;
+}
+
+std::unique_ptr<Sequence> Engine::new_sequence(const SpanPlan& plan, int64_t planned_length, KvType type) const {
+  if (planned_length < 1) throw Error::bad_input("a context of ", planned_length, " tokens; at least 1 is needed");
+  if (planned_length > config().context_length)
+    throw Error::bad_input("a context of ", planned_length, " tokens is more than the ", config().context_length, " that the model was trained for");
+  return std::make_unique<Sequence>(KvLayout(config(), plan, planned_length, type));
+}
+
+void Engine::step(std::span<const StepRequest> requests, Progress& progress) {
+  int64_t total = 0;
+  for (const StepRequest& request : requests) {
+    const int64_t n = static_cast<int64_t>(request.tokens.size());
+    if (n == 0) throw Error::bad_input("a step without tokens: the prompt is empty");
+    if (n > request.sequence->room())
+      throw Error::bad_input(n, " more tokens do not fit: the sequence holds ", request.sequence->n_tokens(), " of ",
+                             request.sequence->cache().max_tokens(), " tokens");
+    for (TokenId id : request.tokens)
+      if (id < 0 || id >= config().vocab_size)
+        throw Error::bad_input("token ", id, " is outside the vocabulary of ", config().vocab_size);
+    total += n;
+  }
+  progress.start("prefill", total);
+  std::vector<size_t> done(requests.size(), 0);
+  std::vector<TokenId> tokens;
+  std::vector<BatchSequence> sequences;
+  std::vector<int64_t> logit_rows;
+  std::vector<size_t> logit_requests;
+  std::vector<float> logits;
+  for (int64_t finished = 0; finished < total;) {
+    tokens.clear();
+    sequences.clear();
+    logit_rows.clear();
+    logit_requests.clear();
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const int64_t room = model_->max_batch_tokens() - static_cast<int64_t>(tokens.size());
+      const int64_t n = std::min<int64_t>(room, static_cast<int64_t>(requests[i].tokens.size() - done[i]));
+      if (n == 0) continue;
+      sequences.push_back({&requests[i].sequence->cache_, static_cast<int64_t>(tokens.size()), n});
+      const std::span<const TokenId> part = requests[i].tokens.subspan(done[i], static_cast<size_t>(n));
+      tokens.insert(tokens.end(), part.begin(), part.end());
+      done[i] += static_cast<size_t>(n);
+      if (done[i] == requests[i].tokens.size() && requests[i].logits != nullptr) {
+        logit_rows.push_back(static_cast<int64_t>(tokens.size()) - 1);
+        logit_requests.push_back(i);
+      }
+    }
+    model_->forward({tokens, sequences});
+    for (size_t i = 0, s = 0; i < requests.size() && s < sequences.size(); ++i) {  // what is in the caches is in tokens_
+      if (sequences[s].cache != &requests[i].sequence->cache_) continue;
+      const auto begin = tokens.begin() + sequences[s].first_row;
+      requests[i].sequence->tokens_.insert(requests[i].sequence->tokens_.end(), begin, begin + sequences[s].n_rows);
+      ++s;
+    }
+    if (logit_rows.size() == 1) {
+      model_->logits(logit_rows, requests[logit_requests[0]].logits);
+    } else if (!logit_rows.empty()) {
+      const size_t vocab = static_cast<size_t>(config().vocab_size);
+      logits.resize(logit_rows.size() * vocab);
+      model_->logits(logit_rows, logits.data());
+      for (size_t i = 0; i < logit_rows.size(); ++i)
+        std::copy_n(logits.begin() + static_cast<std::ptrdiff_t>(i * vocab), vocab, requests[logit_requests[i]].logits);
+    }
+    finished += static_cast<int64_t>(tokens.size());
+    progress.update(finished);
+  }
+  progress.finish();
+}
+
+void Engine::score(Sequence& sequence, std::span<const TokenId> tokens, int64_t visit_from,
+                   const std::function<void(int64_t, std::span<const float>, int64_t)>& visit, Progress& progress) {
+  constexpr int64_t kRows = 32;  // 6 MB of logits for a vocabulary of 49k
+  const int64_t n = static_cast<int64_t>(tokens.size()), vocab = config().vocab_size;
+  if (n > sequence.room()) throw Error::bad_input(n, " tokens do not fit into the ", sequence.room(), " that the sequence has left");
+  std::vector<float> logits(static_cast<size_t>(kRows * vocab));
+  progress.start("scoring", n);
+  for (int64_t begin = 0; begin < n; begin += model_->max_batch_tokens()) {
+    const int64_t part = std::min(model_->max_batch_tokens(), n - begin);
+    const BatchSequence rows{&sequence.cache_, 0, part};
+    const std::span<const TokenId> chunk = tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(part));
+    model_->forward({chunk, {&rows, 1}});
+    sequence.tokens_.insert(sequence.tokens_.end(), chunk.begin(), chunk.end());
+    for (int64_t first = std::max(begin, visit_from); first < begin + part; first += kRows) {
+      std::vector<int64_t> wanted;
+      for (int64_t i = first; i < std::min(first + kRows, begin + part); ++i) wanted.push_back(i - begin);
+      model_->logits(wanted, logits.data());
+      visit(first, std::span(logits).first(wanted.size() * static_cast<size_t>(vocab)), static_cast<int64_t>(wanted.size()));
+    }
+    progress.update(begin + part);
+  }
+  progress.finish();
+}
+
+}  // namespace polyspan

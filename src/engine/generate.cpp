@@ -1,0 +1,95 @@
+#include "engine/generate.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/error.h"
+
+namespace polyspan {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+std::string StopMatcher::push(std::string_view text) {
+  if (stopped_) return {};
+  held_ += text;
+  size_t first = std::string::npos;
+  for (const std::string& stop : stops_)
+    if (!stop.empty()) first = std::min(first, held_.find(stop));
+  if (first != std::string::npos) {
+    stopped_ = true;
+    std::string certain = held_.substr(0, first);
+    held_.clear();
+    return certain;
+  }
+  // The longest end of the text that a stop string begins with stays back.
+  size_t keep = 0;
+  for (const std::string& stop : stops_)
+    for (size_t n = std::min(held_.size(), stop.empty() ? 0 : stop.size() - 1); n > keep; --n)
+      if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) keep = n;
+  std::string certain = held_.substr(0, held_.size() - keep);
+  held_.erase(0, held_.size() - keep);
+  return certain;
+}
+
+std::string StopMatcher::finish() { return stopped_ ? std::string() : std::exchange(held_, {}); }
+
+GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const TokenId> prompt, const GenerateOptions& options,
+                        const std::function<bool(std::string_view)>& on_text, Progress& progress) {
+  if (prompt.empty()) throw Error::bad_input("the prompt is empty");
+  if (static_cast<int64_t>(prompt.size()) > sequence.room())
+    throw Error::bad_input("the prompt has ", prompt.size(), " tokens, ", sequence.n_tokens(), " are in the context already, which has room for ",
+                           sequence.cache().max_tokens());
+  GenerateResult result;
+  result.n_prompt_tokens = static_cast<int64_t>(prompt.size());
+  Sampler sampler(options.sampling);
+  StreamDecoder decoder(engine.tokenizer());
+  StopMatcher matcher(options.stop);
+  std::vector<float> logits(static_cast<size_t>(engine.config().vocab_size));
+  bool go_on = true;
+  const auto emit = [&](const std::string& text) {
+    if (text.empty()) return;
+    result.text += text;
+    if (on_text && !on_text(text)) go_on = false;
+  };
+
+  const auto start = std::chrono::steady_clock::now();
+  const StepRequest feed{&sequence, prompt, logits.data()};
+  engine.step({&feed, 1}, progress);
+  result.prefill_seconds = seconds_since(start);
+  if (options.max_tokens < 1) return result;
+
+  std::vector<TokenId> history = sequence.tokens();
+  const auto decode_start = std::chrono::steady_clock::now();
+  for (;;) {
+    const TokenId token = sampler.sample(logits, history);
+    result.tokens.push_back(token);
+    history.push_back(token);
+    if (!options.ignore_end && engine.tokenizer().is_end_of_generation(token)) {
+      result.finish_reason = FinishReason::kStop;
+      result.ended_with_token = true;
+      break;
+    }
+    emit(matcher.push(decoder.push(token)));
+    if (matcher.stopped() || !go_on) {
+      result.finish_reason = FinishReason::kStop;
+      break;
+    }
+    if (static_cast<int64_t>(result.tokens.size()) >= options.max_tokens || sequence.room() == 0) break;
+    const StepRequest next{&sequence, {&token, 1}, logits.data()};
+    engine.step({&next, 1});
+    ++result.n_decode_steps;
+  }
+  result.decode_seconds = seconds_since(decode_start);
+  if (!matcher.stopped()) {
+    emit(matcher.push(decoder.finish()));
+    emit(matcher.finish());
+  }
+  return result;
+}
+
+}  // namespace polyspan

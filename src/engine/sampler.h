@@ -1,0 +1,46 @@
+// engine/sampler.h: choosing the next token from logits.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "text/tokenizer.h"
+
+namespace polyspan {
+
+struct SamplingOptions {
+  float temperature = 0.0f;         // 0: greedy
+  int64_t top_k = 40;               // keep the k most likely; 0: all
+  float top_p = 0.95f;              // keep the smallest set of this probability; 1: all
+  float min_p = 0.05f;              // drop tokens less likely than min_p x the most likely; 0: none
+  float repetition_penalty = 1.0f;  // logits of tokens seen lately are divided (positive) or multiplied (negative) by it
+  int64_t repetition_window = 64;   // how many tokens back "lately" reaches
+  uint64_t seed = 0;
+
+  // Throws Error (kUsage) naming the option and its range.
+  void check() const;
+};
+
+// The same seed gives the same tokens.
+class Sampler {
+ public:
+  explicit Sampler(const SamplingOptions& options);
+  // logits [vocab_size] are changed by the penalty. `history`: the tokens so far, prompt included.
+  TokenId sample(std::span<float> logits, std::span<const TokenId> history);
+
+ private:
+  struct Candidate {
+    TokenId id;
+    float logit;
+  };
+  SamplingOptions options_;
+  std::mt19937_64 random_;
+  std::vector<Candidate> candidates_;
+};
+
+// The most likely token; the lowest id among equals.
+TokenId greedy_token(std::span<const float> logits);
+
+}  // namespace polyspan

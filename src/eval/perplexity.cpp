@@ -1,0 +1,43 @@
+#include "eval/perplexity.h"
+
+#include <cmath>
+
+#include "core/error.h"
+#include "ops/kernels.h"
+
+namespace polyspan {
+
+PerplexityResult perplexity(Engine& engine, std::string_view text, const SpanPlan& plan, const PerplexityOptions& options, Progress& progress) {
+  const int64_t window = options.window_tokens;
+  if (window < 4) throw Error::usage("windows of ", window, " tokens; at least 4 are needed");
+  const std::vector<TokenId> tokens = engine.tokenizer().encode(text, {});
+  const int64_t whole = static_cast<int64_t>(tokens.size()) / window;
+  if (whole == 0 || whole < options.n_windows)
+    throw Error::bad_input("the text has ", tokens.size(), " tokens: ", whole, " windows of ", window, ", ", std::max<int64_t>(1, options.n_windows), " wanted");
+  const int64_t n_windows = options.n_windows == 0 ? whole : options.n_windows, half = window / 2;
+  PerplexityResult result;
+  result.n_windows = n_windows;
+  double total = 0;
+  const size_t vocab = static_cast<size_t>(engine.config().vocab_size);
+  progress.start("perplexity", n_windows * window);
+  for (int64_t w = 0; w < n_windows; ++w) {
+    const std::span<const TokenId> part = std::span(tokens).subspan(static_cast<size_t>(w * window), static_cast<size_t>(window));
+    const std::unique_ptr<Sequence> sequence = engine.new_sequence(plan, window, options.kv_type);
+    result.kv_bytes = sequence->cache().bytes();
+    engine.score(*sequence, part, half, [&](int64_t first, std::span<const float> logits, int64_t n) {
+      for (int64_t i = 0; i < n && first + i + 1 < window; ++i) {
+        const float* row = logits.data() + static_cast<size_t>(i) * vocab;
+        const float largest = kernels().max_value(row, static_cast<int64_t>(vocab));
+        const double log_sum = std::log(kernels().sum_exp(row, static_cast<int64_t>(vocab), largest));
+        total += log_sum + largest - row[part[static_cast<size_t>(first + i + 1)]];
+        ++result.n_scored;
+      }
+    });
+    progress.update((w + 1) * window);
+  }
+  progress.finish();
+  result.perplexity = std::exp(total / static_cast<double>(result.n_scored));
+  return result;
+}
+
+}  // namespace polyspan

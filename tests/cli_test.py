@@ -1,0 +1,404 @@
+"""Tests of the whole program, by its command line (contract: README, `polyspan --help`).
+
+usage: POLYSPAN_BIN=build/release/bin/polyspan python3 tests/cli_test.py [CLASS.TEST]
+POLYSPAN_MODEL: the default model (tools/fetch-model); its tests are skipped without it.
+POLYSPAN_TIME_FACTOR: multiplies the time allowed to an error (sanitizers, slow machines).
+"""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import tiny_model
+
+BIN = os.environ.get("POLYSPAN_BIN", "polyspan")
+MODEL = os.environ.get("POLYSPAN_MODEL")
+TIME_FACTOR = float(os.environ.get("POLYSPAN_TIME_FACTOR", "1"))
+
+
+class CliTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = pathlib.Path(tempfile.mkdtemp(prefix="polyspan-cli-"))
+        cls.tiny = cls.write("tiny.gguf", tiny_model.model_bytes()[0])
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.folder)
+
+    @classmethod
+    def write(cls, name, contents):
+        path = cls.folder / name
+        path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+        return str(path)
+
+    def call(self, *args, seconds=120):
+        start = time.monotonic()
+        done = subprocess.run(
+            [BIN, *map(str, args)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=seconds * TIME_FACTOR,
+        )
+        done.seconds = time.monotonic() - start
+        done.out, done.err = done.stdout.decode("utf-8"), done.stderr.decode("utf-8", "replace")
+        return done
+
+    def call_json(self, *args, seconds=120):
+        done = self.call(*args, "--json", seconds=seconds)
+        self.assertEqual(done.returncode, 0, f"{args}: {done.err}")
+        return json.loads(done.out)  # exactly one document, or this throws
+
+    def check_error(self, *args, status=1, mentions=()):
+        """An error as it should be: its status, one line that says what, at once, and nothing on standard output."""
+        with self.subTest(args=[str(arg)[:80] for arg in args]):
+            done = self.call(*args, seconds=20)
+            said = f"status {done.returncode}, stderr: {done.err[:500]!r}"
+            self.assertEqual(done.returncode, status, said)
+            self.assertEqual(len(done.err.splitlines()), 1, said)
+            self.assertTrue(done.err.endswith("\n"), said)
+            self.assertGreater(len(done.err.strip()), 15, said)
+            self.assertEqual(done.out, "", said)
+            for word in ("terminate called", "Assertion", "internal error", "AddressSanitizer", "runtime error"):
+                self.assertNotIn(word, done.err)
+            for word in mentions:
+                self.assertIn(word.lower(), done.err.lower())
+            self.assertLess(done.seconds, 1.0 * TIME_FACTOR, said)
+
+
+class Usage(CliTest):
+    def test_unknown_options_and_commands(self):
+        self.check_error("run", self.tiny, "-p", "a", "--no-such-option", status=2, mentions=["--no-such-option"])
+        self.check_error("no-such-command", status=2)
+        self.check_error("inspect", self.tiny, "too", "many", status=2)
+        self.check_error("run", status=2)
+
+    def test_values_that_are_none(self):
+        for option, value in (
+            ("--kv", "f13"),
+            ("-n", "x"),
+            ("-n", "-1"),
+            ("--ctx", "x"),
+            ("--ctx", "-5"),
+            ("--temp", "x"),
+            ("--temp", "-1"),
+            ("--temp", "nan"),
+            ("--top-p", "2"),
+            ("--top-k", "-1"),
+            ("-t", "x"),
+            ("-t", "-1"),
+            ("--seed", "x"),
+            ("-n", "99999999999999999999"),
+        ):
+            self.check_error("run", self.tiny, "-p", "a", option, value, status=2, mentions=[option])
+        for option, value in (("--prompt", "x"), ("--prompt", "-1"), ("--depth", "x"), ("--gen", "x"), ("--reps", "0")):
+            self.check_error("bench", self.tiny, option, value, status=2, mentions=[option])
+        self.check_error("eval", self.tiny, "--task", "no-such-task", status=2, mentions=["no-such-task"])
+
+    def test_prompt_and_file_exclude_each_other(self):
+        self.check_error("run", self.tiny, "-p", "a", "-f", self.write("prompt.txt", "a"), status=2)
+
+    def test_help_shows_examples(self):
+        for command in ("run", "chat", "bench", "eval", "inspect"):
+            with self.subTest(command):
+                done = self.call(command, "--help")
+                self.assertEqual(done.returncode, 0)
+                self.assertEqual(done.err, "")
+                self.assertIn(f"polyspan {command} ", done.out)
+        self.assertEqual(self.call("--help").returncode, 0)
+
+
+class BadModel(CliTest):
+    def check_model(self, name, contents, mentions=()):
+        path = self.write(name, contents)
+        self.check_error("run", path, "-p", "a", "-n", "1", mentions=[path, *mentions])
+        self.check_error("inspect", path)
+
+    def test_files_that_are_no_model(self):
+        self.check_error("run", self.folder / "missing.gguf", "-p", "a", mentions=["missing.gguf"])
+        self.check_error("run", self.folder, "-p", "a", mentions=[str(self.folder)])
+        self.check_error("inspect", self.folder / "missing.gguf", mentions=["missing.gguf"])
+        self.check_error("bench", self.folder / "missing.gguf", mentions=["missing.gguf"])
+        self.check_error("eval", self.folder / "missing.gguf", "--task", "passkey", mentions=["missing.gguf"])
+        self.check_model("empty.gguf", b"")
+        self.check_model("magic.gguf", tiny_model.model_bytes(magic=b"GGML")[0])
+        self.check_model("text.gguf", "this is no model\n" * 100)
+
+    def test_truncation_at_every_boundary(self):
+        data, ends = tiny_model.model_bytes()
+        lengths = {1, 3, 4, 7, 8, 15, 16, 23, 24, 25, 40, len(data) - 1, len(data) // 2, (ends[1] + ends[2]) // 2}
+        for end in ends:
+            lengths |= {end - 1, end, end + 1}
+        for length in sorted(lengths):
+            self.check_error("run", self.write("cut.gguf", data[:length]), "-p", "a", mentions=["cut.gguf"])
+
+    def test_headers_that_lie(self):
+        for name, changes in (
+            ("version", {"version": 1}),
+            ("version99", {"version": 99}),
+            ("tensors", {"n_tensors": 1 << 60}),
+            ("keys", {"n_metadata": 1 << 60}),
+            ("more", {"n_tensors": 30}),
+            ("type", {"tensor_type": 99}),
+            ("offset", {"shift": 1 << 40}),
+            ("wrap", {"shift": (1 << 64) - (1 << 24)}),
+            ("odd", {"shift": 4}),
+            ("fewer", {"n_tensors": 3}),
+        ):
+            self.check_model(f"{name}.gguf", tiny_model.model_bytes(**changes)[0])
+        data = bytearray(tiny_model.model_bytes()[0])
+        struct.pack_into("<Q", data, 24, 1 << 61)  # the length of the first key
+        self.check_model("key.gguf", bytes(data))
+
+    def test_tensors_that_do_not_fit(self):
+        full = tiny_model.tensors()
+        for i in (0, 1, 2, 3, len(full) - 1):
+            name, dims = full[i]
+            path = self.write("missing_tensor.gguf", tiny_model.model_bytes(full[:i] + full[i + 1 :])[0])
+            self.check_error("run", path, "-p", "a", mentions=[name])
+            wider = [*full[:i], (name, (dims[0] * 2, *dims[1:])), *full[i + 1 :]]
+            path = self.write("wrong_shape.gguf", tiny_model.model_bytes(wider)[0])
+            self.check_error("run", path, "-p", "a", mentions=[name])
+        path = self.write("twice.gguf", tiny_model.model_bytes(full + full[:1])[0])
+        self.check_error("run", path, "-p", "a", mentions=[full[0][0]])
+
+    def test_metadata_that_does_not_fit(self):
+        for name, changes, mentions in (
+            ("architecture", {"general__architecture": "no-such-arch"}, ["no-such-arch"]),
+            ("no_architecture", {"general__architecture": None}, ["general.architecture"]),
+            ("heads", {"llama__attention__head_count": 0}, []),
+            ("kv", {"llama__attention__head_count_kv": 3}, []),
+            ("layers", {"llama__block_count": 1 << 31}, []),
+            ("no_layers", {"llama__block_count": None}, ["llama.block_count"]),
+            ("width", {"llama__embedding_length": 4000000000}, []),
+            ("context", {"llama__context_length": 0}, []),
+            ("tokenizer", {"tokenizer__ggml__model": "no-such-tokenizer"}, ["no-such-tokenizer"]),
+            ("pre", {"tokenizer__ggml__pre": "no-such-pre"}, ["no-such-pre"]),
+            ("tokens", {"tokenizer__ggml__tokens": tiny_model.TOKENS[:-9]}, []),
+            ("types", {"tokenizer__ggml__token_type": [1, 1]}, []),
+            ("merges", {"tokenizer__ggml__merges": ["no-such merge"]}, []),
+            ("eos", {"tokenizer__ggml__eos_token_id": 1 << 30}, []),
+        ):
+            path = self.write(f"{name}.gguf", tiny_model.model_bytes(**changes)[0])
+            self.check_error("run", path, "-p", "a", mentions=[f"{name}.gguf", *mentions])
+
+
+class BadPlan(CliTest):
+    def check_plan(self, name, contents, mentions=()):
+        path = self.write(name, contents)
+        self.check_error("run", self.tiny, "-p", "a", "--plan", path, mentions=[name, *mentions])
+
+    def test_plan_files(self):
+        row, other = [0, 0, 0, 0], [1, 1, 1, 1]
+        good = {"alphas": [row, row], "betas": [other, other]}
+        self.check_plan("broken.json", json.dumps(good)[:-5], ["broken json"])
+        self.check_plan("empty.json", "")
+        self.check_plan("array.json", "[1, 2]")
+        self.check_plan(
+            "nan.json", json.dumps({**good, "alphas": [row, [0, math.nan, 0, 0]]}), ["layer 1, head 1", "NaN"]
+        )
+        self.check_plan("beta.json", json.dumps({**good, "betas": [other, [1, 1, 1.5, 1]]}), ["layer 1, head 2", "1.5"])
+        self.check_plan(
+            "negative.json", json.dumps({"alphas": [row, [-9, 0, 0, 0]], "betas": [other, row]}), ["layer 1, head 0"]
+        )
+        self.check_plan("text.json", json.dumps({**good, "alphas": [row, [0, "x", 0, 0]]}), ["layer 1, head 1"])
+        self.check_plan("layers.json", json.dumps({"alphas": [row] * 3, "betas": [other] * 3}), ["3 layers", "2"])
+        self.check_plan(
+            "heads.json", json.dumps({"alphas": [[0] * 3] * 2, "betas": [[1] * 3] * 2}), ["3 heads", "4", "2"]
+        )
+        self.check_plan("rows.json", json.dumps({**good, "betas": [other, [1, 1]]}), ["layer 1", "2", "4"])
+        self.check_plan("no_betas.json", json.dumps({"alphas": [row, row]}), ["betas"])
+        self.check_plan("deep.json", '{"x":' + "[" * 100000, ["nested"])
+        self.check_error("run", self.tiny, "-p", "a", "--plan", self.folder / "none.json", mentions=["none.json"])
+        self.check_error("inspect", self.write("bad.json", '{"alphas": 3}'), mentions=["bad.json"])
+
+    def test_built_in_plans(self):
+        for density in ("0", "-1", "1.5", "nan", "x", ""):
+            self.check_error("run", self.tiny, "-p", "a", "--plan", f"uniform:{density}", mentions=["density"])
+        self.check_error("run", self.tiny, "-p", "a", "--plan", "no-such-plan", mentions=["no-such-plan"])
+
+
+class BadInput(CliTest):
+    def test_prompts(self):
+        self.check_error("run", self.tiny, "-p", "", mentions=["prompt"])
+        self.check_error("run", self.tiny, "-f", self.write("empty.txt", ""), mentions=["prompt"])
+        self.check_error("run", self.tiny, "-f", self.folder / "missing.txt", mentions=["missing.txt"])
+        self.check_error("run", self.tiny, "-f", self.folder, mentions=[str(self.folder)])
+
+    def test_prompt_longer_than_the_context(self):
+        # One token a byte: 600 of a model made for 512, and 100 where --ctx asks for 64.
+        self.check_error("run", self.tiny, "-p", "x" * 600, mentions=["600", "512"])
+        self.check_error("run", self.tiny, "-p", "x" * 100, "--ctx", "64", mentions=["100", "64"])
+
+    def test_context_that_cannot_be_held(self):
+        self.check_error("run", self.tiny, "-p", "a", "--ctx", str(10**12))
+        self.check_error("run", self.tiny, "-p", "a", "-n", str(10**12))
+
+    def test_evaluation(self):
+        self.check_error(
+            "eval", self.tiny, "--task", "ppl", "--text", self.folder / "missing.txt", mentions=["missing.txt"]
+        )
+        self.check_error("eval", self.tiny, "--task", "ppl", "--text", self.write("short.txt", "a"), "--ctx", "256")
+
+
+class TinyModel(CliTest):
+    """The shape of every command's JSON, on the tiny model."""
+
+    def check_number(self, value, minimum=0.0):
+        self.assertIsInstance(value, (int, float))
+        self.assertTrue(math.isfinite(value) and value >= minimum, value)
+
+    def check_run(self, result):
+        self.assertIsInstance(result["text"], str)
+        for key in ("prompt_tokens", "generated_tokens", "kv_bytes"):
+            self.assertIsInstance(result[key], int)
+        for key in ("prefill_tokens_per_s", "decode_tokens_per_s"):
+            self.check_number(result[key])
+
+    def test_run(self):
+        for plan in ("dense", "uniform:0.5"):
+            for kv in ("f16", "bf16", "q8"):
+                with self.subTest(plan=plan, kv=kv):
+                    result = self.call_json("run", self.tiny, "-p", "x" * 300, "-n", "8", "--plan", plan, "--kv", kv)
+                    self.check_run(result)
+                    self.assertLessEqual(result["generated_tokens"], 8)
+                    self.assertGreaterEqual(result["prompt_tokens"], 300)
+
+    def test_run_of_one_token(self):
+        self.check_run(self.call_json("run", self.tiny, "-p", "x", "-n", "1"))
+
+    def test_a_file_is_a_prompt(self):
+        by_file = self.call_json("run", self.tiny, "-f", self.write("same.txt", "the same"), "-n", "4", "--temp", "0")
+        by_text = self.call_json("run", self.tiny, "-p", "the same", "-n", "4", "--temp", "0")
+        self.assertEqual(by_file["text"], by_text["text"])
+        self.assertEqual(by_file["prompt_tokens"], by_text["prompt_tokens"])
+
+    def test_seeds_and_threads_repeat(self):
+        options = ("run", self.tiny, "-p", "the and the", "-n", "40", "--temp", "1.0", "--seed", "7")
+        first = self.call_json(*options, "-t", "1")["text"]
+        self.assertEqual(first, self.call_json(*options, "-t", "2")["text"])
+        self.assertNotEqual(first, self.call_json(*options[:-1], "8")["text"])
+
+    def test_a_plan_of_full_spans_is_dense(self):
+        full = {"alphas": [[0] * 4] * 2, "betas": [[1] * 4] * 2}
+        plan = self.write("full.json", json.dumps(full))
+        options = ("run", self.tiny, "-p", "and " * 60, "-n", "20", "--temp", "0")
+        dense, planned = self.call_json(*options), self.call_json(*options, "--plan", plan)
+        self.assertEqual(dense["text"], planned["text"])
+        self.assertEqual(dense["kv_bytes"], planned["kv_bytes"])
+
+    def test_bench(self):
+        result = self.call_json(
+            "bench",
+            self.tiny,
+            "--prompt",
+            "64,128",
+            "--gen",
+            "4",
+            "--depth",
+            "0,64",
+            "--reps",
+            "2",
+            "--plan",
+            "uniform:0.5",
+            "-t",
+            "2",
+        )
+        for key in ("model", "plan", "threads", "isa"):
+            self.assertIn(key, result)
+        self.assertEqual(result["threads"], 2)
+        rows = result["rows"]
+        for test, n_tokens, depth in (("prefill", 64, 0), ("prefill", 128, 0), ("decode", 4, 0), ("decode", 4, 64)):
+            found = [row for row in rows if (row["test"], row["n_tokens"], row["depth"]) == (test, n_tokens, depth)]
+            self.assertEqual(len(found), 1, f"{test} {n_tokens} {depth} in {rows}")
+            self.check_number(found[0]["tokens_per_s"], 1e-9)
+            self.assertIsInstance(found[0]["kv_bytes"], int)
+            self.assertEqual(len(found[0]["repeats"]), 2)
+
+    def test_perplexity(self):
+        text = self.write("text.txt", "the quick brown fox and the lazy dog, again and again. " * 30)
+        result = self.call_json("eval", self.tiny, "--task", "ppl", "--text", text, "--ctx", "256", "--windows", "2")
+        self.assertEqual(result["task"], "ppl")
+        for row in result["rows"]:
+            self.check_number(row["perplexity"], 1.0)
+            self.assertGreater(row["n"], 0)
+            self.assertEqual(row["length"], 256)
+
+    def test_inspect_of_the_model(self):
+        result = self.call_json("inspect", self.tiny)
+        for key, value in (
+            ("architecture", "llama"),
+            ("n_layers", 2),
+            ("n_heads", 4),
+            ("n_kv_heads", 2),
+            ("head_dim", 64),
+            ("context_length", 512),
+        ):
+            self.assertEqual(result[key], value, key)
+        n_values = sum(math.prod(dims) for _, dims in tiny_model.tensors())
+        self.assertEqual(result["parameters"], n_values)
+        self.assertIn("F32", result["quantisation"])
+
+    def test_inspect_of_a_plan(self):
+        plan = self.write(
+            "plan.json", json.dumps({"n_kv_heads": 2, "alphas": [[0, 0], [0, 0]], "betas": [[1, 0.5], [0.5, 0]]})
+        )
+        rows = self.call_json("inspect", plan, "--length", "1024")["densities"]
+        row = [row for row in rows if row["length"] == 1024][0]
+        # Kept with the sink of 64: 1024, 576, 576, 128 of 4 x 1024.
+        self.assertAlmostEqual(row["density"], 2304 / 4096, places=6)
+        self.assertIn("kv_bytes", row)
+
+
+@unittest.skipUnless(MODEL, "POLYSPAN_MODEL names no model")
+class DefaultModel(CliTest):
+    def test_inspect(self):
+        result = self.call_json("inspect", MODEL)
+        for key, value in (
+            ("architecture", "llama"),
+            ("n_layers", 30),
+            ("n_heads", 9),
+            ("n_kv_heads", 3),
+            ("head_dim", 64),
+            ("context_length", 8192),
+            ("parameters", 134515008),
+        ):
+            self.assertEqual(result[key], value, key)
+        self.assertIn("Q4_1", result["quantisation"])
+
+    def test_run_answers(self):
+        result = self.call_json("run", MODEL, "-p", "The capital of France is", "-n", "8", "--temp", "0")
+        self.assertIn("Paris", result["text"])
+        self.assertEqual(result["generated_tokens"], 8)
+
+    def test_plans_save_memory(self):
+        prompt = self.write("long.txt", "The grass is green. The sky is blue. The sun is yellow. " * 140)
+        options = ("run", MODEL, "-f", prompt, "-n", "4", "--temp", "0")
+        dense, half = self.call_json(*options), self.call_json(*options, "--plan", "uniform:0.5")
+        self.assertGreater(dense["prompt_tokens"], 1900)
+        self.assertLess(half["kv_bytes"], dense["kv_bytes"])
+        small = self.call_json(*options, "--kv", "q8")
+        self.assertLess(small["kv_bytes"], 0.6 * dense["kv_bytes"])
+
+    def test_bad_plans_and_prompts(self):
+        self.check_error("run", MODEL, "-p", "word " * 9000, mentions=["8192"])
+        plan = self.write("other.json", json.dumps({"alphas": [[0] * 9] * 32, "betas": [[1] * 9] * 32}))
+        self.check_error("run", MODEL, "-p", "a", "--plan", plan, mentions=["32 layers", "30"])
+        with open(MODEL, "rb") as file:
+            head = file.read(4 << 20)
+        self.check_error("run", self.write("cut.gguf", head), "-p", "a", mentions=["cut.gguf"])
+
+
+if __name__ == "__main__":
+    if not (shutil.which(BIN) or os.access(BIN, os.X_OK)):
+        sys.exit(f"cli_test: no program {BIN}; set POLYSPAN_BIN")
+    unittest.main(verbosity=1)
