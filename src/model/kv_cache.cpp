@@ -80,7 +80,8 @@ void copy_kv_slot(KvType type, int64_t d, const std::byte* from, int64_t from_ca
   std::byte* v_to = k_to + to_capacity / kTileSlots * tile_bytes;
   if (type == KvType::kQ8) {
     for (int64_t quad = 0; quad < d / 4; ++quad) std::memcpy(k_to + quad * 64 + to_lane * 4, k_from + quad * 64 + from_lane * 4, 4);
-    std::memcpy(v_to + to_lane * d, v_from + from_lane * d, static_cast<size_t>(d));
+    for (int64_t i = 0; i < d; ++i)
+      v_to[(to_lane / 4 * d + i) * 4 + to_lane % 4] = v_from[(from_lane / 4 * d + i) * 4 + from_lane % 4];
     std::memcpy(k_to + 16 * d + 4 * to_lane, k_from + 16 * d + 4 * from_lane, 4);
     std::memcpy(v_to + 16 * d + 4 * to_lane, v_from + 16 * d + 4 * from_lane, 4);
     return;

@@ -36,7 +36,7 @@ void split_query(const float* q, int64_t head_dim, SplitQuery& out) {
   for (int64_t i = 0; i < head_dim; ++i) largest = __builtin_fmaxf(largest, __builtin_fabsf(q[i]));
   out.scale = largest / 16256.0f;  // 127 * 128
   out.sum_high = out.sum_low = 0;
-  const float inverse = largest > 0 ? 16256.0f / largest : 0.0f;
+  const float inverse = largest > kLeastScaled ? 16256.0f / largest : 0.0f;
   for (int64_t i = 0; i < head_dim; ++i) {
     const int32_t value = static_cast<int32_t>(__builtin_rintf(q[i] * inverse));
     const int32_t high = (value + 64) >> 7, low = value - 128 * high;  // low in [-64, 63]
@@ -68,28 +68,21 @@ POLYSPAN_INLINE void q8_scores(const std::byte* tile, const SplitQuery* q, int64
     scores[r] = fma(to_f32(high[r]), broadcast(128.0f), to_f32(low[r])) * broadcast(q[r].scale) * key_scale;
 }
 
-// out[kRep][kCols * 16] += weights x values for the slots of one run. weights: [kRep], kDecodeScratchSlots apart; index 0
-// is the first slot of the run's first tile.
+// out[kRep][kCols * 16] += weights x values for the slots of one run (f16, bf16). weights: [kRep], kDecodeScratchSlots
+// apart; index 0 is the first slot of the run's first tile.
 template <KvType kType, int kRep, int kCols>
-POLYSPAN_INLINE void add_values(const KvRun& run, const float* weights, int64_t head_dim, int64_t col, float* out) {
+POLYSPAN_INLINE void add_half_values(const KvRun& run, const float* weights, int64_t head_dim, int64_t col, float* out) {
   F32x16 acc[kRep][kCols];
   for (int r = 0; r < kRep; ++r)
     for (int c = 0; c < kCols; ++c) acc[r][c] = load(out + r * head_dim + col + 16 * c);
   const int64_t first_tile = run.first_slot / kTileSlots;
   for (int64_t slot = run.first_slot; slot < run.first_slot + run.n_keys; ++slot) {
-    const std::byte* tile = value_tile(run, kType, head_dim, slot / kTileSlots);
     const int64_t row = slot % kTileSlots, at = slot - first_tile * kTileSlots;
+    const std::byte* values = value_tile(run, kType, head_dim, slot / kTileSlots) + 2 * (row * head_dim + col);
     F32x16 v[kCols];
-    if constexpr (kType == KvType::kQ8) {
-      const int8_t* codes = reinterpret_cast<const int8_t*>(tile) + row * head_dim + col;
-      for (int c = 0; c < kCols; ++c) v[c] = load_i8(codes + 16 * c);
-      prefetch(codes + 2048);
-    } else {
-      const std::byte* values = tile + 2 * (row * head_dim + col);
-      for (int c = 0; c < kCols; ++c) v[c] = load_half<kType>(values + 32 * c);
-      prefetch(values + 4096);
-      if constexpr (kCols > 2) prefetch(values + 4096 + 64);
-    }
+    for (int c = 0; c < kCols; ++c) v[c] = load_half<kType>(values + 32 * c);
+    prefetch(values + 4096);
+    if constexpr (kCols > 2) prefetch(values + 4096 + 64);
     for (int r = 0; r < kRep; ++r) {
       const F32x16 w = broadcast(weights[r * kDecodeScratchSlots + at]);
       for (int c = 0; c < kCols; ++c) acc[r][c] = fma(w, v[c], acc[r][c]);
@@ -97,6 +90,78 @@ POLYSPAN_INLINE void add_values(const KvRun& run, const float* weights, int64_t 
   }
   for (int r = 0; r < kRep; ++r)
     for (int c = 0; c < kCols; ++c) store(out + r * head_dim + col + 16 * c, acc[r][c]);
+}
+
+// The weights of one head as 16-bit integers in two bytes: weight = scale * (256 * high + low).
+struct SplitWeights {
+  uint8_t high[kDecodeScratchSlots], low[kDecodeScratchSlots];
+  float scale;
+};
+// weights [n] (multiple of 16) are not negative.
+void split_weights(const float* weights, int64_t n, SplitWeights& out) {
+  const float largest = max_value(weights, n);
+  out.scale = largest / 65280.0f;  // 255 * 256: low never carries into high
+  const F32x16 inverse = broadcast(largest > 0 ? 65280.0f / largest : 0.0f);
+  for (int64_t i = 0; i < n; i += kLanes) store_u16_split(out.high + i, out.low + i, load(weights + i) * inverse);
+}
+
+// The same for q8 values, in integers: exact but for the 16-bit weights.
+template <int kRep, int kCols>
+POLYSPAN_INLINE void add_q8_values(const KvRun& run, const SplitWeights* weights, int64_t at, int64_t head_dim, int64_t col, float* out) {
+  I32x16 high[kRep][kCols], low[kRep][kCols];
+  for (int r = 0; r < kRep; ++r)
+    for (int c = 0; c < kCols; ++c) high[r][c] = low[r][c] = broadcast_i32(0);
+  const int64_t first_tile = run.first_slot / kTileSlots, last_tile = (run.first_slot + run.n_keys - 1) / kTileSlots;
+  for (int64_t tile = first_tile; tile <= last_tile; ++tile) {
+    const uint8_t* codes = reinterpret_cast<const uint8_t*>(value_tile(run, KvType::kQ8, head_dim, tile)) + 4 * col;
+    for (int64_t four = 0; four < 4; ++four, codes += 4 * head_dim, at += 4) {
+      U8x64 v[kCols];
+      for (int c = 0; c < kCols; ++c) {
+        v[c] = load_bytes(codes + 64 * c);
+        prefetch(codes + 64 * c + 2048);
+      }
+      for (int r = 0; r < kRep; ++r) {
+        const U8x64 w_high = broadcast_quad(reinterpret_cast<const int8_t*>(weights[r].high + at));
+        const U8x64 w_low = broadcast_quad(reinterpret_cast<const int8_t*>(weights[r].low + at));
+        for (int c = 0; c < kCols; ++c) {
+          high[r][c] = dot4<true>(high[r][c], w_high, v[c]);
+          low[r][c] = dot4<true>(low[r][c], w_low, v[c]);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < kRep; ++r)
+    for (int c = 0; c < kCols; ++c) {
+      float* o = out + r * head_dim + col + 16 * c;
+      store(o, fma(fma(to_f32(high[r][c]), broadcast(256.0f), to_f32(low[r][c])), broadcast(weights[r].scale), load(o)));
+    }
+}
+
+// body(run, index of the run's first tile in the scores).
+template <typename Body>
+POLYSPAN_INLINE void for_each_run(const DecodeAttentionArgs& args, Body body) {
+  int64_t at = 0;
+  for (int64_t i = 0; i < args.n_runs; ++i) {
+    const KvRun& run = args.runs[i];
+    body(run, at);
+    at += ((run.first_slot + run.n_keys - 1) / kTileSlots - run.first_slot / kTileSlots + 1) * kTileSlots;
+  }
+}
+
+// A value's scale goes into its weight.
+template <int kRep>
+void scale_weights(const DecodeAttentionArgs& args, float* weights) {
+  for_each_run(args, [&](const KvRun& run, int64_t at) POLYSPAN_LAMBDA_INLINE {
+    const int64_t first_tile = run.first_slot / kTileSlots, last_tile = (run.first_slot + run.n_keys - 1) / kTileSlots;
+    for (int64_t tile = first_tile; tile <= last_tile; ++tile, at += kTileSlots) {
+      const std::byte* values = value_tile(run, KvType::kQ8, args.head_dim_padded, tile);
+      const F32x16 scale = load(reinterpret_cast<const float*>(values + 16 * args.head_dim_padded));
+      for (int r = 0; r < kRep; ++r) {
+        float* w = weights + r * kDecodeScratchSlots + at;
+        store(w, load(w) * scale);
+      }
+    }
+  });
 }
 
 template <KvType kType, int kRep>
@@ -139,32 +204,30 @@ void decode_group(const DecodeAttentionArgs& args, int64_t first_head) {
     for (int64_t slot = 0; slot < n_slots; slot += kTileSlots) {
       const F32x16 p = any ? exp(load(row + slot) - broadcast(max_score)) : zero_f32();
       sum = sum + p;
-      if constexpr (kType != KvType::kQ8) store(row + slot, p);
-      if constexpr (kType == KvType::kQ8) store(row + slot, p);
+      store(row + slot, p);
     }
     args.max[first_head + r] = max_score;
     args.sum[first_head + r] = reduce_add(sum);
   }
   float* out = args.out + first_head * head_dim;
   for (int64_t i = 0; i < kRep * head_dim; i += kLanes) store(out + i, zero_f32());
-  int64_t at = 0;
-  for (int64_t i = 0; i < args.n_runs; ++i) {
-    const KvRun& run = args.runs[i];
-    const int64_t first_tile = run.first_slot / kTileSlots, last_tile = (run.first_slot + run.n_keys - 1) / kTileSlots;
-    if constexpr (kType == KvType::kQ8) {  // a value's scale goes into its weight
-      for (int64_t tile = first_tile; tile <= last_tile; ++tile) {
-        const F32x16 scale = load(reinterpret_cast<const float*>(value_tile(run, kType, head_dim, tile) + 16 * head_dim));
-        for (int r = 0; r < kRep; ++r) {
-          float* w = scores + r * kDecodeScratchSlots + at + (tile - first_tile) * kTileSlots;
-          store(w, load(w) * scale);
-        }
-      }
-    }
-    constexpr int kCols = sizeof(F32x16) > 0 && kRep <= 6 ? 4 : 2;  // 24 accumulators at most
-    int64_t col = 0;
-    for (; col + 16 * kCols <= head_dim; col += 16 * kCols) add_values<kType, kRep, kCols>(run, scores + at, head_dim, col, out);
-    for (; col < head_dim; col += 16) add_values<kType, kRep, 1>(run, scores + at, head_dim, col, out);
-    at += (last_tile - first_tile + 1) * kTileSlots;
+  if constexpr (kType == KvType::kQ8) {
+    scale_weights<kRep>(args, scores);
+    SplitWeights weights[kRep];
+    for (int r = 0; r < kRep; ++r) split_weights(scores + r * kDecodeScratchSlots, n_slots, weights[r]);
+    constexpr int kCols = kRep <= 3 ? 4 : kRep <= 6 ? 2 : 1;  // 24 accumulators at most
+    for_each_run(args, [&](const KvRun& run, int64_t at) POLYSPAN_LAMBDA_INLINE {
+      int64_t col = 0;
+      for (; col + 16 * kCols <= head_dim; col += 16 * kCols) add_q8_values<kRep, kCols>(run, weights, at, head_dim, col, out);
+      for (; col < head_dim; col += 16) add_q8_values<kRep, 1>(run, weights, at, head_dim, col, out);
+    });
+  } else {
+    constexpr int kCols = kRep <= 6 ? 4 : 2;  // 24 accumulators at most
+    for_each_run(args, [&](const KvRun& run, int64_t at) POLYSPAN_LAMBDA_INLINE {
+      int64_t col = 0;
+      for (; col + 16 * kCols <= head_dim; col += 16 * kCols) add_half_values<kType, kRep, kCols>(run, scores + at, head_dim, col, out);
+      for (; col < head_dim; col += 16) add_half_values<kType, kRep, 1>(run, scores + at, head_dim, col, out);
+    });
   }
 }
 
@@ -193,7 +256,7 @@ void encode_row(KvType type, const float* x, int64_t n, int64_t n_padded, uint16
     for (int64_t i = 0; i < n_padded; i += kLanes) largest = max(largest, abs(load_first(x + i, n - i < 0 ? 0 : n - i > 16 ? 16 : n - i)));
     const float max_x = reduce_max(largest);
     *scale = max_x / 127.0f;
-    const float inverse = max_x > 0 ? 127.0f / max_x : 0.0f;
+    const float inverse = max_x > kLeastScaled ? 127.0f / max_x : 0.0f;
     for (int64_t i = 0; i < n_padded; i += kLanes)
       store_i8(codes + i, round(load_first(x + i, n - i < 0 ? 0 : n - i > 16 ? 16 : n - i) * broadcast(inverse)));
     return;
@@ -233,7 +296,8 @@ void write_kv_slot(KvType type, const float* k, const float* v, int64_t head_dim
       out[i / 4 * 64 + lane * 4 + i % 4] = static_cast<uint8_t>(codes[i] ^ 0x80);
     reinterpret_cast<float*>(key + 16 * head_dim_padded)[lane] = scale;
     encode_row(type, v, head_dim, head_dim_padded, half, codes, &scale);
-    std::memcpy(value + lane * head_dim_padded, codes, static_cast<size_t>(head_dim_padded));
+    int8_t* values = reinterpret_cast<int8_t*>(value) + lane / 4 * 4 * head_dim_padded + lane % 4;
+    for (int64_t i = 0; i < head_dim_padded; ++i) values[4 * i] = codes[i];
     reinterpret_cast<float*>(value + 16 * head_dim_padded)[lane] = scale;
     return;
   }

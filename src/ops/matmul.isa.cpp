@@ -387,7 +387,7 @@ void quantize_activations(const float* x, int64_t n, ActBlock* out) {
   for (int64_t b = 0; b < n / kBlockCols; ++b, x += kBlockCols, ++out) {
     const F32x16 a0 = load(x), a1 = load(x + 16);
     const float largest = reduce_max(max(abs(a0), abs(a1)));
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    const float inverse = largest > kLeastScaled ? 127.0f / largest : 0.0f;
     const F32x16 c0 = round(a0 * broadcast(inverse)), c1 = round(a1 * broadcast(inverse));
     store_i8(out->codes, c0);
     store_i8(out->codes + 16, c1);

@@ -64,10 +64,10 @@ void expand_tile(const KvRun& run, int64_t first_slot, int64_t head_dim, float* 
         for (int64_t lane = 0; lane < kTileSlots; ++lane)
           k_out[i * kKeys + lane] = static_cast<float>(codes[i / 4 * 64 + lane * 4 + i % 4] - 128) * k_scale[lane];
       const float* v_scale = reinterpret_cast<const float*>(v + 16 * head_dim);
+      const int8_t* v_codes = reinterpret_cast<const int8_t*>(v);
       for (int64_t lane = 0; lane < kTileSlots; ++lane)
-        for (int64_t i = 0; i < head_dim; i += kLanes)
-          store(v_out + lane * head_dim + i,
-                load_i8(reinterpret_cast<const int8_t*>(v) + lane * head_dim + i) * broadcast(v_scale[lane]));
+        for (int64_t i = 0; i < head_dim; ++i)
+          v_out[lane * head_dim + i] = static_cast<float>(v_codes[(lane / 4 * head_dim + i) * 4 + lane % 4]) * v_scale[lane];
     } else {
       for (int64_t i = 0; i < head_dim; ++i) store(k_out + i * kKeys, load_half<kType>(k + i * 32));
       for (int64_t i = 0; i < kTileSlots * head_dim; i += kLanes) store(v_out + i, load_half<kType>(v + 2 * i));

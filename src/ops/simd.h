@@ -20,6 +20,8 @@
 namespace polyspan::POLYSPAN_ISA {
 
 constexpr int64_t kLanes = 16;
+// What is scaled to 8 bits and not larger than this becomes zeros: 127 / x would overflow to infinity near 1e-37.
+constexpr float kLeastScaled = 1e-30f;
 
 #if defined(POLYSPAN_ISA_AVX512)
 
@@ -66,6 +68,12 @@ static POLYSPAN_INLINE F32x16 load_u8(const uint8_t* p) {
 // Rounds to the nearest integer (even at ties) and stores the low byte; values are within [-128, 127].
 static POLYSPAN_INLINE void store_i8(int8_t* p, F32x16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
+// Rounds values within [0, 65535] to integers and stores their high and low bytes.
+static POLYSPAN_INLINE void store_u16_split(uint8_t* high, uint8_t* low, F32x16 x) {
+  const __m512i bits = _mm512_cvtps_epi32(x.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(bits));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 8)));
 }
 static POLYSPAN_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 static POLYSPAN_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -178,6 +186,14 @@ static POLYSPAN_INLINE void store_i8(int8_t* p, F32x16 x) {
   const __m128i lo16 = _mm_packs_epi32(_mm256_castsi256_si128(lo), _mm256_extracti128_si256(lo, 1));
   const __m128i hi16 = _mm_packs_epi32(_mm256_castsi256_si128(hi), _mm256_extracti128_si256(hi, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(lo16, hi16));
+}
+static POLYSPAN_INLINE void store_u16_split(uint8_t* high, uint8_t* low, F32x16 x) {
+  const __m256i lo = _mm256_cvtps_epi32(x.lo), hi = _mm256_cvtps_epi32(x.hi);
+  const __m128i lo16 = _mm_packus_epi32(_mm256_castsi256_si128(lo), _mm256_extracti128_si256(lo, 1));
+  const __m128i hi16 = _mm_packus_epi32(_mm256_castsi256_si128(hi), _mm256_extracti128_si256(hi, 1));
+  const __m128i byte = _mm_set1_epi16(0xff);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm_packus_epi16(_mm_and_si128(lo16, byte), _mm_and_si128(hi16, byte)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm_packus_epi16(_mm_srli_epi16(lo16, 8), _mm_srli_epi16(hi16, 8)));
 }
 static POLYSPAN_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 static POLYSPAN_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
@@ -360,6 +376,13 @@ static POLYSPAN_INLINE F32x16 load_i8(const int8_t* p) { return each_f32([=](int
 static POLYSPAN_INLINE F32x16 load_u8(const uint8_t* p) { return each_f32([=](int i) { return static_cast<float>(p[i]); }); }
 static POLYSPAN_INLINE void store_i8(int8_t* p, const F32x16& x) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(round_to_even(x.v[i]));
+}
+static POLYSPAN_INLINE void store_u16_split(uint8_t* high, uint8_t* low, const F32x16& x) {
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t value = static_cast<uint32_t>(round_to_even(x.v[i]));
+    low[i] = static_cast<uint8_t>(value);
+    high[i] = static_cast<uint8_t>(value >> 8);
+  }
 }
 static POLYSPAN_INLINE F32x16 operator+(const F32x16& a, const F32x16& b) { return each_f32([&](int i) { return a.v[i] + b.v[i]; }); }
 static POLYSPAN_INLINE F32x16 operator-(const F32x16& a, const F32x16& b) { return each_f32([&](int i) { return a.v[i] - b.v[i]; }); }

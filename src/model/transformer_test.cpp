@@ -1,0 +1,313 @@
+// The forward pass on tiny random models: against a reference in double, and against itself: prefill against decode,
+// batches against sequences alone, one thread against two.
+#include "model/transformer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <deque>
+#include <numeric>
+
+#include "io/random_model.h"
+#include "model/transformer_reference.h"
+#include "ops/test_util.h"
+
+namespace polyspan {
+namespace {
+using namespace testing_util;
+
+// A random model in memory. The weights' deviation of 0.02 makes scores near 0: `sharpen` multiplies queries and keys of
+// F32 models, so that attention has something to choose.
+struct TinyModel {
+  RandomModelConfig config;
+  std::vector<std::byte> bytes;
+  OpContext context;
+  std::unique_ptr<Model> model;
+  TinyModel(const RandomModelConfig& c, int n_threads) : config(c), bytes(make_random_model(c).to_bytes()), context(n_threads) {
+    sharpen();
+    model = Model::load(std::make_unique<GgufFile>(GgufFile::from_bytes(bytes, "tiny")), context, no_progress());
+  }
+  void sharpen() {
+    if (config.type != DType::kF32) return;
+    const GgufFile file = GgufFile::from_bytes(bytes, "tiny");
+    for (const GgufTensor& tensor : file.tensors()) {
+      if (tensor.name.find("attn_q.weight") == tensor.name.npos && tensor.name.find("attn_k.weight") == tensor.name.npos) continue;
+      std::byte* data = bytes.data() + (tensor.data.data() - bytes.data());
+      for (int64_t i = 0; i < tensor.n_values(); ++i) {
+        float value;
+        std::memcpy(&value, data + 4 * i, sizeof value);
+        value *= 5.0f;
+        std::memcpy(data + 4 * i, &value, sizeof value);
+      }
+    }
+  }
+  KvCache cache(const SpanPlan& plan, int64_t length, KvType type = KvType::kF16) const {
+    return KvCache(KvLayout(model->config(), plan, length, type));
+  }
+};
+
+RandomModelConfig tiny(const std::string& arch, DType type = DType::kF32, int64_t n_heads = 6, int64_t n_kv_heads = 2) {
+  RandomModelConfig config = find_model_shape("tiny-" + arch).value();
+  config.type = type, config.n_heads = n_heads, config.n_kv_heads = n_kv_heads;
+  if (type == DType::kF32) config.d_model = 64, config.d_ff = 96, config.head_dim = 16, config.vocab_size = 270;
+  return config;
+}
+
+std::vector<int32_t> random_tokens(const TinyModel& tiny_model, int64_t n, uint64_t seed) {
+  Random random(seed);
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < n; ++i) tokens.push_back(static_cast<int32_t>(random.below(tiny_model.config.vocab_size)));
+  return tokens;
+}
+
+// Logits of all positions, [n_tokens * vocab_size], the tokens given in chunks of `chunk`.
+std::vector<float> run(TinyModel& tiny_model, KvCache& cache, std::span<const int32_t> tokens, int64_t chunk) {
+  std::vector<float> out;
+  const int64_t n = std::ssize(tokens), vocab = tiny_model.config.vocab_size;
+  for (int64_t first = 0; first < n; first += chunk) {
+    const int64_t n_rows = std::min(chunk, n - first);
+    const BatchSequence sequence{&cache, 0, n_rows};
+    tiny_model.model->forward({tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(n_rows)), std::span(&sequence, 1)});
+    std::vector<int64_t> rows(static_cast<size_t>(n_rows));
+    std::iota(rows.begin(), rows.end(), 0);
+    out.resize(out.size() + static_cast<size_t>(n_rows * vocab), NAN);
+    tiny_model.model->logits(rows, out.data() + first * vocab);
+  }
+  EXPECT_EQ(cache.n_tokens(), n);
+  return out;
+}
+std::vector<float> run(TinyModel& tiny_model, const SpanPlan& plan, std::span<const int32_t> tokens, int64_t chunk,
+                       KvType type = KvType::kF16) {
+  KvCache cache = tiny_model.cache(plan, std::ssize(tokens), type);
+  return run(tiny_model, cache, tokens, chunk);
+}
+
+// Root mean square of the difference over that of `expected`; NaN anywhere gives NaN.
+template <typename Expected>
+double relative_error(std::span<const float> actual, const Expected& expected) {
+  EXPECT_EQ(actual.size(), expected.size());
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    const double wanted = static_cast<double>(expected[i]), error = static_cast<double>(actual[i]) - wanted;
+    difference += error * error;
+    size += wanted * wanted;
+  }
+  return std::sqrt(difference / size);
+}
+// The largest relative error of any position: one wrong position among many must not hide in a mean.
+template <typename Expected>
+double worst_error(std::span<const float> actual, const Expected& expected, int64_t vocab) {
+  double worst = 0;
+  for (size_t at = 0; at < actual.size(); at += static_cast<size_t>(vocab)) {
+    const double error = relative_error(actual.subspan(at, static_cast<size_t>(vocab)), std::span(expected).subspan(at, static_cast<size_t>(vocab)));
+    worst = error <= worst ? worst : error;  // NaN stays
+  }
+  return worst;
+}
+
+// Plans whose spans differ by layer and by head within a group.
+SpanPlan mixed_plan(const ModelConfig& config, int64_t n_sink) {
+  std::vector<std::vector<SpanRule>> rules(static_cast<size_t>(config.n_layers));
+  int64_t next = 0;
+  for (auto& row : rules)
+    for (int64_t head = 0; head < config.n_heads; ++head) row.push_back({static_cast<double>(64 + next++ * 29 % 90), 0.0});
+  return SpanPlan::from_rules(config.head_shape(), rules, /*per_query_head=*/true, n_sink);
+}
+
+// Prompts longer than the rings, positions on both sides of the sink's end, prefill and decode, both architectures.
+// The cache is f16: keys and values are rounded to 11 bits, 2.4e-4 of each value on average less, which the sums even
+// out; bf16 has 8 bits and q8 some 7.
+TEST(Transformer, MatchesReference) {
+  struct Case {
+    const char* arch;
+    int64_t n_heads, n_kv_heads, n_sink, n_tokens;
+    bool tied, rope_factors;
+  };
+  const Case cases[] = {{"llama", 6, 2, 4, 170, true, false},  {"qwen2", 7, 1, 0, 130, false, false},
+                        {"llama", 3, 3, 64, 170, false, true}, {"qwen2", 6, 2, 16, 200, true, true}};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.arch << " n_heads " << c.n_heads << " n_kv_heads " << c.n_kv_heads << " n_sink "
+                                    << c.n_sink << " n_tokens " << c.n_tokens << " tied " << c.tied << " factors " << c.rope_factors);
+    RandomModelConfig config = tiny(c.arch, DType::kF32, c.n_heads, c.n_kv_heads);
+    config.tied = c.tied, config.rope_factors = c.rope_factors;
+    TinyModel t(config, 2);
+    const std::vector<int32_t> tokens = random_tokens(t, c.n_tokens, 1);
+    const SpanPlan plan = mixed_plan(t.model->config(), c.n_sink);
+    const KvLayout layout(t.model->config(), plan, c.n_tokens, KvType::kF16);
+    const TransformerReference reference(t.model->file(), t.model->config());
+    Vector expected, dense;
+    for (const Vector& row : reference.logits(tokens, layout.spans)) expected.insert(expected.end(), row.begin(), row.end());
+    const std::vector<AttentionSpan> all(layout.spans.size(), {c.n_tokens, 0});
+    for (const Vector& row : reference.logits(tokens, all)) dense.insert(dense.end(), row.begin(), row.end());
+    for (const auto& [type, bound] : {std::pair{KvType::kF16, 5e-4}, {KvType::kBF16, 4e-3}, {KvType::kQ8, 1.5e-2}})
+      for (const int64_t chunk : {int64_t{1}, int64_t{50}, c.n_tokens}) {
+        SCOPED_TRACE(testing::Message() << kv_type_name(type) << " chunk " << chunk);
+        EXPECT_LT(worst_error(run(t, plan, tokens, chunk, type), expected, config.vocab_size), bound);
+        EXPECT_LT(worst_error(run(t, SpanPlan::dense(t.model->config().head_shape()), tokens, chunk, type), dense, config.vocab_size), bound);
+      }
+    // The plan matters in this test: its logits are far from the dense ones.
+    EXPECT_GT(relative_error(run(t, plan, tokens, c.n_tokens), dense), 2e-2);
+  }
+}
+
+// The uniform plan is the StreamingLLM mask, and chunks of one forward end anywhere.
+TEST(Transformer, UniformPlanIsTheMask) {
+  TinyModel t(tiny("llama"), 2);
+  constexpr int64_t kTokens = 300;
+  const std::vector<int32_t> tokens = random_tokens(t, kTokens, 2);
+  const SpanPlan plan = SpanPlan::uniform(t.model->config().head_shape(), 0.5);
+  const std::vector<AttentionSpan> spans(12, {150 - 64, 64});
+  const TransformerReference reference(t.model->file(), t.model->config());
+  Vector expected;
+  for (const Vector& row : reference.logits(tokens, spans)) expected.insert(expected.end(), row.begin(), row.end());
+  for (const int64_t chunk : {1, 63, 64, 128, 300}) {
+    SCOPED_TRACE(chunk);
+    EXPECT_LT(worst_error(run(t, plan, tokens, chunk), expected, t.config.vocab_size), 5e-4);
+  }
+}
+
+// Decode equals prefill cut anywhere. F32 weights: rounding of float sums, 1e-4. Quantised weights: activations are
+// rounded to 8 bits, and where the two ways round an activation differently it moves by a whole step, 1/127 of its
+// block's largest: 0.4% of one value in many, which the layers carry on.
+TEST(Transformer, ChunksEqualDecode) {
+  const std::pair<DType, double> types[] = {{DType::kF32, 1e-4}, {DType::kF16, 1e-4}, {DType::kQ4_1, 1e-2}, {DType::kQ8_0, 1e-2},
+                                            {DType::kQ4_K, 1e-2}, {DType::kQ6_K, 1e-2}};
+  for (const auto& [type, bound] : types)
+    for (const char* arch : {"llama", "qwen2"})
+      for (const auto& [n_heads, n_kv_heads] : {std::pair<int64_t, int64_t>{3, 3}, {6, 2}, {7, 1}}) {
+        if (type != DType::kF32 && n_heads == 3) continue;  // the float models are smaller
+        SCOPED_TRACE(testing::Message() << dtype_name(type) << " " << arch << " n_heads " << n_heads << " n_kv_heads " << n_kv_heads);
+        RandomModelConfig config = tiny(arch, type, n_heads, n_kv_heads);
+        if (type == DType::kF16) config.d_model = 80, config.d_ff = 100, config.head_dim = 10;  // no blocks of 32
+        if (dtype_info(type).block_len == 256) config.head_dim = n_heads == 7 ? 256 : 128;  // rows of attn_output
+        if (type == DType::kQ4_1) config.output_type = DType::kQ6_K, config.tied = false;
+        TinyModel t(config, 1);
+        const int64_t n_tokens = type == DType::kF32 ? 150 : 90;
+        const std::vector<int32_t> tokens = random_tokens(t, n_tokens, 3);
+        const SpanPlan plan = mixed_plan(t.model->config(), 4);
+        const std::vector<float> decoded = run(t, plan, tokens, 1);
+        for (const int64_t chunk : {int64_t{3}, int64_t{16}, int64_t{17}, int64_t{64}, n_tokens}) {
+          SCOPED_TRACE(testing::Message() << "chunk " << chunk);
+          EXPECT_LT(worst_error(run(t, plan, tokens, chunk), decoded, config.vocab_size), bound);
+        }
+      }
+}
+
+// Plans that hide nothing are the dense plan, to the bit, for any sink.
+TEST(Transformer, LongSpansAreDense) {
+  TinyModel t(tiny("llama"), 2);
+  const ModelConfig& config = t.model->config();
+  const std::vector<int32_t> tokens = random_tokens(t, 140, 4);
+  for (const int64_t chunk : {1, 17, 140}) {
+    SCOPED_TRACE(chunk);
+    const std::vector<float> dense = run(t, SpanPlan::dense(config.head_shape()), tokens, chunk);
+    const std::vector<std::vector<SpanRule>> rules(2, std::vector<SpanRule>(6, {140.0, 0.0}));
+    const std::vector<float> long_spans = run(t, SpanPlan::from_rules(config.head_shape(), rules, true), tokens, chunk);
+    ASSERT_NO_FATAL_FAILURE(expect_same_bits(long_spans, dense));
+  }
+}
+
+TEST(Transformer, ThreadsDoNotMatter) {
+  for (const DType type : {DType::kF32, DType::kQ4_1, DType::kQ4_K}) {
+    SCOPED_TRACE(dtype_name(type));
+    RandomModelConfig config = tiny("qwen2", type, 8, 2);
+    TinyModel one(config, 1), two(config, 2), three(config, 3);
+    const std::vector<int32_t> tokens = random_tokens(one, 100, 5);
+    const SpanPlan plan = mixed_plan(one.model->config(), 4);
+    for (const int64_t chunk : {1, 40}) {
+      const std::vector<float> expected = run(one, plan, tokens, chunk);
+      ASSERT_NO_FATAL_FAILURE(expect_same_bits(run(two, plan, tokens, chunk), expected));
+      ASSERT_NO_FATAL_FAILURE(expect_same_bits(run(three, plan, tokens, chunk), expected));
+    }
+  }
+}
+
+// Sequences at different places of their lives, some decoding and some in prefill, past the wrap of their rings: each
+// gets the logits that it gets alone, to the bit.
+TEST(Transformer, BatchEqualsEachAlone) {
+  for (const DType type : {DType::kF32, DType::kQ4_1})
+    for (const KvType kv_type : {KvType::kF16, KvType::kQ8}) {
+      SCOPED_TRACE(testing::Message() << dtype_name(type) << " cache " << kv_type_name(kv_type));
+      TinyModel t(tiny("llama", type, 8, 2), 2);
+      const int64_t vocab = t.config.vocab_size;
+      struct Sequence {
+        int64_t n_past, n_rows;
+        std::vector<int32_t> tokens;
+        std::vector<float> alone;
+      };
+      std::vector<Sequence> sequences = {{70, 1, {}, {}}, {150, 33, {}, {}}, {0, 1, {}, {}}, {0, 97, {}, {}}, {210, 1, {}, {}}, {60, 2, {}, {}}};
+      const SpanPlan plan = mixed_plan(t.model->config(), 4);
+      std::deque<KvCache> caches;
+      std::vector<int32_t> tokens;
+      std::vector<BatchSequence> batch;
+      for (Sequence& s : sequences) {
+        s.tokens = random_tokens(t, s.n_past + s.n_rows, static_cast<uint64_t>(s.n_past + s.n_rows));
+        const std::span<const int32_t> past = std::span(s.tokens).first(static_cast<size_t>(s.n_past));
+        const std::span<const int32_t> now = std::span(s.tokens).subspan(static_cast<size_t>(s.n_past));
+        for (const bool is_alone : {true, false}) {
+          KvCache cache = t.cache(plan, 250, kv_type);
+          if (!past.empty()) run(t, cache, past, 50);
+          if (!is_alone) {
+            batch.push_back({&caches.emplace_back(std::move(cache)), std::ssize(tokens), s.n_rows});
+            tokens.insert(tokens.end(), now.begin(), now.end());
+            continue;
+          }
+          const BatchSequence one{&cache, 0, s.n_rows};
+          t.model->forward({now, std::span(&one, 1)});
+          const int64_t last[] = {s.n_rows - 1};
+          s.alone.resize(static_cast<size_t>(vocab), NAN);
+          t.model->logits(last, s.alone.data());
+        }
+      }
+      t.model->forward({tokens, batch});
+      std::vector<int64_t> rows;
+      for (const BatchSequence& sequence : batch) rows.push_back(sequence.first_row + sequence.n_rows - 1);
+      std::vector<float> together(rows.size() * static_cast<size_t>(vocab), NAN);
+      t.model->logits(rows, together.data());
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        SCOPED_TRACE(testing::Message() << "sequence " << i);
+        EXPECT_EQ(batch[i].cache->n_tokens(), sequences[i].n_past + sequences[i].n_rows);
+        ASSERT_NO_FATAL_FAILURE(expect_same_bits(std::span(together).subspan(i * static_cast<size_t>(vocab), static_cast<size_t>(vocab)), sequences[i].alone));
+      }
+    }
+}
+
+// A later token changes no earlier logits; a cleared cache starts anew in the same memory. To the bit.
+TEST(Transformer, CausalAndRepeatable) {
+  TinyModel t(tiny("llama"), 2);
+  std::vector<int32_t> tokens = random_tokens(t, 120, 6);
+  const SpanPlan plan = mixed_plan(t.model->config(), 4);
+  KvCache cache = t.cache(plan, 120);
+  const std::vector<float> first = run(t, cache, tokens, 120);
+  cache.clear();
+  const std::vector<float> second = run(t, cache, tokens, 120);
+  ASSERT_NO_FATAL_FAILURE(expect_same_bits(second, first));
+  tokens[100] = (tokens[100] + 1) % 256;
+  cache.clear();
+  const std::vector<float> changed = run(t, cache, tokens, 120);
+  const size_t before = static_cast<size_t>(100 * t.config.vocab_size);
+  ASSERT_NO_FATAL_FAILURE(expect_same_bits(std::span(changed).first(before), std::span(first).first(before)));
+  EXPECT_GT(relative_error(std::span(changed).subspan(before), std::span(first).subspan(before)), 1e-3);
+}
+
+// Every weight type runs, and stays near the reference that keeps its activations as they are.
+TEST(Transformer, EveryWeightTypeMatchesReference) {
+  for (const DTypeInfo& info : all_dtypes()) {
+    SCOPED_TRACE(info.name);
+    RandomModelConfig config = tiny("llama", info.type, 8, 2);
+    config.n_layers = 1, config.d_ff = 256, config.vocab_size = 260;
+    if (info.type == DType::kF32) config.d_model = 256, config.head_dim = 32;
+    TinyModel t(config, 1);
+    const std::vector<int32_t> tokens = random_tokens(t, 5, 7);
+    const std::vector<AttentionSpan> spans(8, {5, 0});
+    Vector expected;
+    for (const Vector& row : TransformerReference(t.model->file(), t.model->config()).logits(tokens, spans))
+      expected.insert(expected.end(), row.begin(), row.end());
+    const SpanPlan dense = SpanPlan::dense(t.model->config().head_shape());
+    EXPECT_LT(worst_error(run(t, dense, tokens, 1), expected, config.vocab_size), info.block_len == 1 ? 5e-4 : 2e-2);
+    EXPECT_LT(worst_error(run(t, dense, tokens, 5), expected, config.vocab_size), info.block_len == 1 ? 5e-4 : 2e-2);
+  }
+}
+
+}  // namespace
+}  // namespace polyspan
