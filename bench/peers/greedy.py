@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Greedy text of polyspan and of llama.cpp, token by token, for 20 prompts.
 
-Where they part, llama.cpp's two best logits at that place are printed with the gap between them, and beside it the peer's
-own rounding there: how far the same gap moves when llama.cpp reads the same tokens in one batch or one by one. A gap below
+Where they part, llama.cpp's two best logits at that place are printed with the gap between them. Beside it stands the
+peer's own rounding there: how far the same gap moves when llama.cpp reads the same tokens in one batch and one by one
+and, with --exact, from the same weights written as F32 (its activations are then not rounded to 8 bits). A gap below
 that is a tie; a larger one is a difference to explain.
 
-    greedy.py --model MODEL [--tokens 64] [-o docs/results/NAME]
+    greedy.py --model MODEL [--exact] [--tokens 64] [-o docs/results/NAME]
 """
 
 import argparse
@@ -13,7 +14,9 @@ import datetime
 import os
 import pathlib
 import sys
+import tempfile
 
+import llama_cpp
 import numpy as np
 
 import compare
@@ -64,16 +67,31 @@ def peer_greedy(peer, prompt, n_tokens):
             context.feed([token])
 
 
-def rounding_at(peer, tokens, best):
-    """How far the gap between two tokens moves when `tokens` are read in one batch, and when one by one."""
-    gaps = [best[0][1] - best[1][1]]
-    for step in (len(tokens), 1):
-        with peer.context(len(tokens) + 8) as context:
-            for at in range(0, len(tokens), step):
-                context.feed(tokens[at : at + step])
-            logits = context.logits()
-            gaps.append(float(logits[best[0][0]] - logits[best[1][0]]))
+def gap_at(peer, tokens, best, step):
+    """logit(best) - logit(second best) after `tokens`, read `step` at a time."""
+    with peer.context(len(tokens) + 8) as context:
+        for at in range(0, len(tokens), step):
+            context.feed(tokens[at : at + step])
+        logits = context.logits()
+        return float(logits[best[0][0]] - logits[best[1][0]])
+
+
+def rounding_at(peer, exact, tokens, best):
+    """How far the gap between two tokens moves over the ways in which the peer can compute it."""
+    gaps = [best[0][1] - best[1][1], gap_at(peer, tokens, best, len(tokens)), gap_at(peer, tokens, best, 1)]
+    if exact:
+        gaps.append(gap_at(exact, tokens, best, len(tokens)))
     return max(gaps) - min(gaps)
+
+
+def exact_peer(args, folder):
+    """The peer with the model's weights as F32, in a file of its own in `folder`."""
+    path = os.path.join(folder, "exact.gguf")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = 0, True, args.threads  # 0: all F32
+    if llama_cpp.llama_model_quantize(args.model.encode(), path.encode(), params) != 0:
+        sys.exit(f"greedy: llama.cpp cannot write {args.model} as F32")
+    return llama_peer.Peer(path, args.threads)
 
 
 def equal_tokens(peer, theirs, ours):
@@ -96,7 +114,7 @@ def equal_tokens(peer, theirs, ours):
     return len(theirs)
 
 
-def compare_one(args, peer, prompt):
+def compare_one(args, peer, exact, prompt):
     command = [
         args.polyspan,
         "run",
@@ -124,7 +142,7 @@ def compare_one(args, peer, prompt):
             for token, logit in best
         ]
         row["gap"] = best[0][1] - best[1][1]
-        row["peer_rounding"] = rounding_at(peer, read, best)
+        row["peer_rounding"] = rounding_at(peer, exact, read, best)
     return row
 
 
@@ -135,12 +153,15 @@ def main():
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first so many")
+    parser.add_argument("--exact", action="store_true", help="rounding counts the peer's 8-bit activations too")
     parser.add_argument("-o", "--output")
     args = parser.parse_args()
     if not os.access(args.polyspan, os.X_OK):
         sys.exit(f"greedy: no program {args.polyspan}: build it, or name it with --polyspan")
     peer = llama_peer.Peer(args.model, args.threads)
-    rows = [compare_one(args, peer, prompt) for prompt in PROMPTS[: args.prompts]]
+    with tempfile.TemporaryDirectory() as folder:
+        exact = exact_peer(args, folder) if args.exact else None
+        rows = [compare_one(args, peer, exact, prompt) for prompt in PROMPTS[: args.prompts]]
 
     cells = []
     for row in rows:

@@ -48,7 +48,7 @@ def roof(threads):
     program = BUILD / "roof"
     if not program.is_file():
         sys.exit(
-            f"machine: no program {program}: build it with cmake --preset release && cmake --build build/release -t roof"
+            f"machine: no program {program}: build it (cmake --preset release, cmake --build build/release -t roof)"
         )
     counts = ",".join(str(n) for n in sorted({1, threads}))
     done = subprocess.run([str(program), counts], stdout=subprocess.PIPE, text=True, check=True)

@@ -92,9 +92,8 @@ def speed_markdown(report):
         f"- memory reads (bench/roof.cpp, 1 GiB, best repeat): {roof}",
         f"- runs that others disturbed (10% of the processors or more in use just before): {n_busy} of {len(others)}",
         "",
-        "Medians of interleaved repeats, a fresh process each; *spread* is (largest - smallest) / median; *ratio* is to "
-        "llama.cpp with the same",
-        "cache elements. *roof* is memory reads / (weights + cache); parts that stay in the "
+        "Medians of interleaved repeats, a fresh process each; *spread* is (largest - smallest) / median; *ratio* is",
+        "to llama.cpp with the same cache elements. *roof* is memory reads / (weights + cache); parts that stay in the",
         "processor's caches can exceed it.",
         "",
         speed_table(report),

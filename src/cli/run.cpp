@@ -43,7 +43,7 @@ void run(RunOptions& o) {
     throw Error::bad_input("the prompt has ", n_prompt, " tokens and the context ", o.context > 0 ? std::min(o.context, limit) : limit,
                            "; there is no room for an answer");
   // The spans follow from the planned length: what was asked for with --ctx, else the prompt and the answer.
-  const int64_t planned = o.context > 0 ? o.context : std::min(limit, n_prompt + o.n);
+  const int64_t planned = o.context > 0 ? o.context : std::min(limit, n_prompt + std::min(o.n, limit));
   const SpanPlan plan = o.common.load_plan(engine->config());
   const std::unique_ptr<Sequence> sequence = engine->new_sequence(plan, planned, kv_type_by_name(o.common.kv));
   o.generate.max_tokens = o.n;

@@ -39,6 +39,7 @@ TEST(PlanFile, ReadsThePublishedForm) {
     EXPECT_EQ(plan.shape().n_kv_heads, with_model ? 2 : 4);
     EXPECT_EQ(plan.per_query_head(), with_model);
     EXPECT_EQ(plan.n_sink_tokens(), 64);
+    EXPECT_FALSE(plan.names_sink());
     EXPECT_EQ(plan.rule(0, 3), (SpanRule{3, 0.5}));
     EXPECT_EQ(plan.rule(1, 2), (SpanRule{6, 0.75}));
   }
@@ -60,6 +61,7 @@ TEST(PlanFile, ReadsEveryOptionalKeyAndSkipsTheOthers) {
   for (const auto& shape : {std::optional(kModel), std::optional<HeadShape>()}) {
     const SpanPlan plan = SpanPlan::parse(plan_text(kAlphas, kBetas, more), "a.json", shape);
     EXPECT_EQ(plan.n_sink_tokens(), 4);
+    EXPECT_TRUE(plan.names_sink());
     EXPECT_EQ(plan.shape().n_kv_heads, 2);
     EXPECT_TRUE(plan.per_query_head());
     EXPECT_EQ(plan.info().model_name, "m");

@@ -74,8 +74,8 @@ class SpanPlan {
   double density(int64_t length) const;
   // The same without the sink: the longest span of each group alone.
   double density_without_sink(int64_t length) const;
-  // Whether the plan says how many sink tokens it was made for; a file of the published form does not, and the engine then
-  // keeps kDefaultSinkTokens.
+  // Whether the plan says how many sink tokens it was made for; a file of the published form does not, and the engine
+  // then keeps kDefaultSinkTokens.
   bool names_sink() const { return names_sink_; }
   // The published figure: mean over the file's entries of min(N, span) / N, without sink and without GQA grouping.
   double mean_relative_span(int64_t length) const;

@@ -143,6 +143,14 @@ void Transformer::attend(int64_t layer, const Batch& batch) {
   for_each_head([&](const BatchSequence& sequence, int64_t kv_head, const AttentionHead& head) {
     const KvRun* chunk = chunk_run(head);
     const KvHeadLayout& layout = sequence.cache->layout().head(layer, kv_head);
+    if (chunk != nullptr && sequence.n_rows % kTileSlots != 0) {
+      // The last tiles have slots that nothing is written to. What another chunk left there may be NaN when read as this
+      // one's numbers, and a weight of 0 does not hide that.
+      const int64_t tile_bytes = kv_tile_bytes(type, d_padded), n_tiles = chunk->capacity / kTileSlots;
+      std::byte* storage = const_cast<std::byte*>(chunk->storage);
+      std::memset(storage + (n_tiles - 1) * tile_bytes, 0, static_cast<size_t>(tile_bytes));
+      std::memset(storage + (2 * n_tiles - 1) * tile_bytes, 0, static_cast<size_t>(tile_bytes));
+    }
     for (int64_t i = 0; i < sequence.n_rows; ++i) {
       const int64_t at = ((sequence.first_row + i) * n_kv_heads + kv_head) * config_.head_dim;
       const int64_t slot = chunk != nullptr ? i : layout.slot(sequence.cache->n_tokens() + i);

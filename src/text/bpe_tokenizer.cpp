@@ -13,7 +13,8 @@
 namespace polyspan {
 namespace {
 
-// GPT-2 writes a byte as a printable character: itself where Latin-1 has one, else U+0100 and on, in the order of bytes.
+// GPT-2 writes a byte as a printable character: itself where Latin-1 has one, else U+0100 and on, in the order of
+// bytes.
 constexpr bool is_printable_latin1(int byte) {
   return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
 }
@@ -47,7 +48,8 @@ class MergeTable {
   static constexpr int32_t kNone = INT32_MAX;
 
   explicit MergeTable(size_t n_merges)
-      : slots_(std::bit_ceil(n_merges * 2 + 2), Slot{kEmpty, {kNone, -1}}), shift_(64 - std::countr_zero(slots_.size())) {}
+      : slots_(std::bit_ceil(n_merges * 2 + 2), Slot{kEmpty, {kNone, -1}}),
+        shift_(64 - std::countr_zero(slots_.size())) {}
 
   // The first merge of a pair stays.
   void add(TokenId left, TokenId right, Merge merge) {
@@ -87,7 +89,8 @@ class BpeTokenizer final : public VocabTokenizer {
       : VocabTokenizer(spec), pre_(pre), ignores_merges_(pre.ignores_merges), merges_(spec.merges.size()) {
     pre_name_ = spec.pre;
     adds_bos_ = spec.add_bos.value_or(pre.adds_bos);
-    if (adds_bos_ && !bos_) throw Error::bad_file(spec.source, "a BOS token is asked for, but no bos_token_id is there");
+    if (adds_bos_ && !bos_)
+      throw Error::bad_file(spec.source, "a BOS token is asked for, but no bos_token_id is there");
     for (int byte = 0; byte < 256; ++byte) {
       std::string text;
       append_utf8(kByteAlphabet.char_of_byte[byte], text);
@@ -135,14 +138,15 @@ void BpeTokenizer::read_merges(const VocabSpec& spec) {
       return Error::bad_file(spec.source, "tokenizer.ggml.merges[", i, "] = '", merge.substr(0, 80), "': ", why...);
     };
     const size_t space = merge.find(' ', 1);
-    if (space == std::string_view::npos || space + 1 == merge.size()) throw bad("two tokens with a space between wanted");
+    if (space == std::string_view::npos || space + 1 == merge.size())
+      throw bad("two tokens with a space between wanted");
     const std::string_view left = merge.substr(0, space), right = merge.substr(space + 1);
     merged.assign(left);
     merged += right;
     const TokenId ids[] = {vocabulary_.find(left), vocabulary_.find(right), vocabulary_.find(merged)};
     for (const int part : {0, 1, 2})
       if (ids[part] < 0)
-        throw bad("'", (part == 0 ? left : part == 1 ? right : std::string_view(merged)).substr(0, 80), "' is no token");
+        throw bad("part ", part + 1, " (3 is both joined) is no token");
     if (!is_formable(ids[2])) throw bad("merges to a control token");
     merges_.add(ids[0], ids[1], {static_cast<int32_t>(i), ids[2]});
   }
@@ -232,7 +236,8 @@ void BpeTokenizer::merge_long(Scratch& scratch) const {
     scratch.next[left] = scratch.next[right];
     if (scratch.next[left] != n_symbols) scratch.previous[scratch.next[left]] = left;
     const auto push_pair = [&](uint32_t pair_left) {
-      if (const Candidate candidate = candidate_at(pair_left); candidate.rank != MergeTable::kNone) queue.push(candidate);
+      if (const Candidate candidate = candidate_at(pair_left); candidate.rank != MergeTable::kNone)
+        queue.push(candidate);
     };
     if (left > 0) push_pair(scratch.previous[left]);
     if (scratch.next[left] != n_symbols) push_pair(left);

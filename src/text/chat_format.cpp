@@ -44,7 +44,12 @@ bool is_assistant(const ChatMessage& message) { return message.role == "assistan
 // One function a format.
 void write_chatml(std::span<const ChatMessage> messages, PartsWriter& out) {
   for (const ChatMessage& message : messages)
-    out.markup("<|im_start|>").content(message.role).content("\n").content(message.content).markup("<|im_end|>").content("\n");
+    out.markup("<|im_start|>")
+        .content(message.role)
+        .content("\n")
+        .content(message.content)
+        .markup("<|im_end|>")
+        .content("\n");
 }
 
 void write_llama3(std::span<const ChatMessage> messages, PartsWriter& out) {
@@ -91,10 +96,12 @@ void write_vicuna(std::span<const ChatMessage> messages, const ChatFormatVariant
   }
 }
 
-void write_llama2(std::span<const ChatMessage> messages, const ChatFormatVariant& variant, bool first, PartsWriter& out) {
+void write_llama2(std::span<const ChatMessage> messages, const ChatFormatVariant& variant, bool first,
+                  PartsWriter& out) {
   bool inside_turn = false;
   for (const ChatMessage& message : messages) {
-    const std::string_view content = variant.trims_contents ? trimmed(message.content) : std::string_view(message.content);
+    const std::string_view content =
+        variant.trims_contents ? trimmed(message.content) : std::string_view(message.content);
     if (!inside_turn) out.markup(variant.repeats_bos && !first ? "<s>[INST] " : "[INST] ");
     inside_turn = true;
     first = false;
@@ -116,12 +123,14 @@ void write_mistral(std::span<const ChatMessage> messages, const ChatFormatVarian
   const std::string_view before = variant.space_before_inst ? " " : "", after = variant.space_after_inst ? " " : "";
   bool inside_turn = false;
   for (const ChatMessage& message : messages) {
-    if (!is_system(message) && !is_user(message) && !is_assistant(message)) refuse_role(message, ChatFormatKind::kMistral);
+    if (!is_system(message) && !is_user(message) && !is_assistant(message))
+      refuse_role(message, ChatFormatKind::kMistral);
     if (variant.system_prompt && is_system(message)) {
       out.markup("[SYSTEM_PROMPT]").content(after).content(message.content).markup("[/SYSTEM_PROMPT]");
       continue;
     }
-    if (!inside_turn && (is_user(message) || !variant.system_prompt)) out.content(before).markup("[INST]").content(after);
+    if (!inside_turn && (is_user(message) || !variant.system_prompt))
+      out.content(before).markup("[INST]").content(after);
     inside_turn = !variant.system_prompt;
     if (is_system(message)) {
       out.content(message.content).content("\n\n");
@@ -135,8 +144,8 @@ void write_mistral(std::span<const ChatMessage> messages, const ChatFormatVarian
   }
 }
 
-void write_messages(ChatFormatKind kind, const ChatFormatVariant& variant, std::span<const ChatMessage> messages, bool first,
-                    PartsWriter& out) {
+void write_messages(ChatFormatKind kind, const ChatFormatVariant& variant, std::span<const ChatMessage> messages,
+                    bool first, PartsWriter& out) {
   switch (kind) {
     case ChatFormatKind::kChatML: return write_chatml(messages, out);
     case ChatFormatKind::kLlama2: return write_llama2(messages, variant, first, out);
@@ -182,11 +191,13 @@ std::optional<std::string> find_literal_system(std::string_view chat_template) {
   constexpr std::string_view kOpenings[] = {"<|im_start|>system\n", "<|im_start|>system\\n"};
   constexpr std::string_view kEnd = "<|im_end|>";
   for (const std::string_view opening : kOpenings)
-    for (size_t at = chat_template.find(opening); at != std::string_view::npos; at = chat_template.find(opening, at + 1)) {
+    for (size_t at = chat_template.find(opening); at != std::string_view::npos;
+         at = chat_template.find(opening, at + 1)) {
       const std::string_view rest = chat_template.substr(at + opening.size());
       const std::string_view literal = rest.substr(0, rest.find(kEnd));
       const bool ends = literal.size() < rest.size();
-      if (!ends || literal.empty() || contains(literal, "}}") || contains(literal, "{{") || contains(literal, "{%")) continue;
+      if (!ends || literal.empty() || contains(literal, "}}") || contains(literal, "{{") || contains(literal, "{%"))
+        continue;
       // An expression between two literals: 'system\n' + message['content'] + '<|im_end|>'
       if (literal.front() == '\'' || literal.front() == '"') continue;
       std::string text;
@@ -283,7 +294,8 @@ std::vector<TokenId> ChatFormat::encode(std::span<const ChatMessage> messages, c
   return out.encode(tokenizer, puts_bos(tokenizer));
 }
 
-std::vector<TokenId> ChatFormat::encode_next_turn(const ChatMessage& message, const Tokenizer& tokenizer, bool ended) const {
+std::vector<TokenId> ChatFormat::encode_next_turn(const ChatMessage& message, const Tokenizer& tokenizer,
+                                                  bool ended) const {
   const TurnEnd end = turn_end(kind_);
   PartsWriter out;
   if (!ended) out.markup(end.token);

@@ -18,8 +18,8 @@ namespace polyspan {
 
 using CharRange = std::pair<char32_t, char32_t>;  // first and last code point
 
-// One expression, in Perl syntax. \p{N} \p{L} \p{P} \p{M} \p{S} are classes, alone or inside [ ]; \p{U} is a letter beyond
-// ASCII; \p{R} is a character beyond ASCII that lies in `ranges` (a space never does).
+// One expression, in Perl syntax. \p{N} \p{L} \p{P} \p{M} \p{S} are classes, alone or inside [ ]; \p{U} is a letter
+// beyond ASCII; \p{R} is a character beyond ASCII that lies in `ranges` (a space never does).
 struct PreExpression {
   std::string pattern;
   std::span<const CharRange> ranges = {};

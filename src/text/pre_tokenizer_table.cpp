@@ -62,12 +62,13 @@ std::vector<Row> make_table() {
   const std::string optional_contraction = kContraction + "?";
   const PreTokenizerSpec llama3 = {{{llama3_like(three_digits)}}, true, true};
   return {
-      {{"default"},
-       {{{R"([\p{P}\$\+<=>\^~\|]+)"}, {kGpt2}, {R"(\p{N}+)"}, {"[0-9][0-9][0-9]"}}}},
-      {{"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"}, llama3},
+      {{"default"}, {{{R"([\p{P}\$\+<=>\^~\|]+)"}, {kGpt2}, {R"(\p{N}+)"}, {"[0-9][0-9][0-9]"}}}},
+      {{"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"},
+       llama3},
       {{"dbrx", "smaug-bpe", "glm4", "chatglm-bpe"}, {llama3.expressions}},
-      {{"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat", "a.x-4.0", "mellum",
-        "modern-bert", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code", "roberta-bpe"},
+      {{"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat", "a.x-4.0",
+        "mellum", "modern-bert", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code",
+        "roberta-bpe"},
        {{{kGpt2}}}},
       {{"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"},
        {{{one_digit}, {kGpt2}}}},
@@ -88,7 +89,7 @@ std::vector<Row> make_table() {
       {{"seed-coder"}, {{{kContraction + "|" + kWord + R"(|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|)" + kSpaces}}}},
       {{"exaone-moe"},  // letters with their marks, and single spaces between them
        {{{kContraction + R"(|[^\r\n\p{L}\p{N}]?\p{L}(?: ?\p{L}|\p{M})*+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|)"
-          R"(\s+(?!\S)|\s+)"}}}},
+                         R"(\s+(?!\S)|\s+)"}}}},
       {{"tekken"}, {{{cased_like(R"(A-Z\p{U})", R"(a-z\p{U})", "", one_digit)}}, true, true}},
       {{"gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"},
        {{{cased_like(R"(A-Z\p{U})", R"(a-z\p{U})", optional_contraction, three_digits)}}}},

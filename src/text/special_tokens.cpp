@@ -44,9 +44,9 @@ SpecialTokens::SpecialTokens(const Vocabulary& vocabulary, bool strips_right) : 
 }
 
 const SpecialTokens::Token* SpecialTokens::find(const Group& group, std::string_view text) const {
-  const auto found = std::lower_bound(group.tokens.begin(), group.tokens.end(), text, [&](const Token& token, auto wanted) {
-    return vocabulary_.text(token.id) < wanted;
-  });
+  const auto found =
+      std::lower_bound(group.tokens.begin(), group.tokens.end(), text,
+                       [&](const Token& token, auto wanted) { return vocabulary_.text(token.id) < wanted; });
   return found != group.tokens.end() && vocabulary_.text(found->id) == text ? &*found : nullptr;
 }
 

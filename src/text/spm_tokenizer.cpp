@@ -1,11 +1,12 @@
-// SentencePiece's BPE as llama.cpp runs it: every character is a symbol, and the pair of neighbours whose joined text is
-// the token of the highest score (ties: the leftmost) becomes one symbol until no pair makes a token. What is no token
-// in the end becomes bytes. Kudo and Richardson 2018, arXiv 1808.06226.
+// SentencePiece's BPE as llama.cpp runs it: every character is a symbol, and the pair of neighbours whose joined text
+// is the token of the highest score (ties: the leftmost) becomes one symbol until no pair makes a token. What is no
+// token in the end becomes bytes. Kudo and Richardson 2018, arXiv 1808.06226.
 #include <algorithm>
 #include <array>
 #include <queue>
 
 #include "core/error.h"
+#include "text/unicode_class.h"
 #include "text/vocab_tokenizer.h"
 
 namespace polyspan {
@@ -13,7 +14,8 @@ namespace {
 
 constexpr std::string_view kEscapedSpace = "\xE2\x96\x81";  // U+2581
 
-// Length of a character by its first byte alone: what follows is not looked at.
+// Length of a character by its first byte alone, as llama.cpp has it: after an invalid byte it may swallow the start of
+// an escaped space, which then comes back as U+2581.
 uint32_t announced_bytes(char first) {
   const auto byte = static_cast<uint8_t>(first);
   return byte < 0xC0 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
@@ -21,14 +23,16 @@ uint32_t announced_bytes(char first) {
 
 class SpmTokenizer final : public VocabTokenizer {
  public:
-  explicit SpmTokenizer(const VocabSpec& spec) : VocabTokenizer(spec), add_space_prefix_(spec.add_space_prefix.value_or(true)) {
+  explicit SpmTokenizer(const VocabSpec& spec)
+      : VocabTokenizer(spec), add_space_prefix_(spec.add_space_prefix.value_or(true)) {
     if (!spec.scores.empty() && spec.scores.size() != spec.tokens.size())
       throw Error::bad_file(spec.source, "tokenizer.ggml.scores has ", spec.scores.size(),
                             " entries, tokenizer.ggml.tokens has ", spec.tokens.size());
     scores_.assign(spec.tokens.size(), 0.0f);
     for (size_t i = 0; i < spec.scores.size(); ++i) {
       scores_[i] = static_cast<float>(spec.scores[i]);
-      if (scores_[i] != scores_[i]) throw Error::bad_file(spec.source, "tokenizer.ggml.scores[", i, "] is not a number");
+      if (scores_[i] != scores_[i])
+        throw Error::bad_file(spec.source, "tokenizer.ggml.scores[", i, "] is not a number");
     }
     // SentencePiece's usual ids where the file names none.
     const auto usual = [&](TokenId id) { return id < vocab_size_ ? std::optional(id) : std::nullopt; };
@@ -90,13 +94,15 @@ void SpmTokenizer::find_byte_tokens(const VocabSpec& spec) {
       throw Error::bad_file(spec.source, "the vocabulary has neither a token for byte ", byte, " nor an unknown token");
     byte_ids_[byte] = id >= 0 ? id : *unknown_;
   }
-  for (TokenId id = 0; id < vocab_size_; ++id) max_token_bytes_ = std::max(max_token_bytes_, vocabulary_.text(id).size());
+  for (TokenId id = 0; id < vocab_size_; ++id)
+    max_token_bytes_ = std::max(max_token_bytes_, vocabulary_.text(id).size());
 }
 
-void SpmTokenizer::encode_text(std::string_view text, bool after_special, const EncodeOptions& /*options*/,
+void SpmTokenizer::encode_text(std::string_view text, bool after_special, const EncodeOptions& options,
                                std::vector<TokenId>& out) const {
   constexpr size_t kMaxBytes = size_t{512} << 20;  // symbols have 31-bit indices, and a space grows to three bytes
-  if (text.size() > kMaxBytes) throw Error::bad_input("a text of ", text.size(), " bytes; at most 512 MiB can be encoded");
+  if (text.size() > kMaxBytes)
+    throw Error::bad_input("a text of ", text.size(), " bytes; at most 512 MiB can be encoded");
   std::string escaped;
   escaped.reserve(text.size() + text.size() / 4 + 4);
   if (add_space_prefix_ && after_special) escaped += kEscapedSpace;
@@ -109,7 +115,9 @@ void SpmTokenizer::encode_text(std::string_view text, bool after_special, const 
   symbols.reserve(escaped.size());
   for (uint32_t i = 0; i < escaped.size();) {
     const auto index = static_cast<int32_t>(symbols.size());
-    const uint32_t n_bytes = std::min(announced_bytes(escaped[i]), static_cast<uint32_t>(escaped.size()) - i);
+    const uint32_t n_bytes = options.keep_invalid_bytes
+                                 ? decode_utf8(escaped, i).n_bytes
+                                 : std::min(announced_bytes(escaped[i]), static_cast<uint32_t>(escaped.size()) - i);
     symbols.push_back({i, n_bytes, index - 1, index + 1});
     i += n_bytes;
   }

@@ -19,7 +19,8 @@ struct EncodeOptions {
   bool add_bos = false;        // put the file's BOS token in front (where the file has one)
   bool parse_special = false;  // recognise the text of control tokens ("<|im_end|>") as those tokens
   // Byte-level BPE takes an invalid byte as U+FFFD, as llama.cpp does. With this, the byte itself is encoded (and lost
-  // where the vocabulary has no token for it: SmolLM2 lacks 20 of the 256). SentencePiece always encodes the byte.
+  // where the vocabulary has no token for it: SmolLM2 lacks 21 of the 256). SentencePiece always encodes such bytes,
+  // but without this a space right after them may come back as U+2581 (again llama.cpp's ids).
   bool keep_invalid_bytes = false;
 };
 
@@ -39,15 +40,16 @@ class Tokenizer {
   static std::unique_ptr<Tokenizer> from_gguf(const GgufFile& file);
 
   // Any bytes are accepted, invalid UTF-8 included. Valid UTF-8 comes back from decode() as the same bytes, but for
-  // SentencePiece's added leading space, for bytes that the vocabulary has no token for (SmolLM2 lacks six control
-  // characters and the planes of U+40000 to U+BFFFF; llama.cpp drops them as well), and for spaces that special tokens
-  // strip. Without parse_special no control token comes out, whatever the text. Throws kBadInput from 4 GiB on.
+  // SentencePiece's added leading space and its U+2581 (a space), for bytes that the vocabulary has no token for
+  // (SmolLM2 lacks six control characters and the planes of U+40000 to U+BFFFF; llama.cpp drops them as well), and for
+  // spaces that special tokens strip. Without parse_special no control token comes out, whatever the text. Throws
+  // kBadInput from 4 GiB on.
   std::vector<TokenId> encode(std::string_view text, const EncodeOptions& options) const;
   // The parts joined, as one text. options.parse_special is not read: each part says it for itself.
   virtual std::vector<TokenId> encode_parts(std::span<const TextPart> parts, const EncodeOptions& options) const = 0;
 
-  // The bytes that a token stands for. Control tokens give "" unless `with_special`. Throws kBadInput for ids outside the
-  // vocabulary.
+  // The bytes that a token stands for. Control tokens give "" unless `with_special`. Throws kBadInput for ids outside
+  // the vocabulary.
   virtual std::string token_bytes(TokenId id, bool with_special = false) const = 0;
   std::string decode(std::span<const TokenId> ids, bool with_special = false) const;
 
@@ -72,12 +74,13 @@ class Tokenizer {
   std::string model_name_, pre_name_;
 };
 
-// Turns a stream of tokens into text without ever giving half a UTF-8 character: incomplete bytes wait for the next token.
+// Turns a stream of tokens into text without ever giving half a UTF-8 character: incomplete bytes wait for the next
+// token.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
-  // The text that became complete with this token; may be empty. Bytes that can never become a character are replaced by
-  // U+FFFD, so that the result is always valid UTF-8.
+  // The text that became complete with this token; may be empty. Bytes that can never become a character are replaced
+  // by U+FFFD, so that the result is always valid UTF-8.
   std::string push(TokenId id);
   // What is left at the end (an unfinished character becomes U+FFFD).
   std::string finish();

@@ -1,5 +1,5 @@
-// Compares with llama.cpp's ids, as tests/peers/tokenizer_oracle.py wrote them: those of the default model (a file of the
-// repository; POLYSPAN_MODEL names the model), and a folder of vocabularies named by POLYSPAN_TOKENIZER_ORACLE.
+// Compares with llama.cpp's ids, as tests/peers/tokenizer_oracle.py wrote them: those of the default model (a file of
+// the repository; POLYSPAN_MODEL names the model), and a folder of vocabularies named by POLYSPAN_TOKENIZER_ORACLE.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -48,18 +48,21 @@ void compare(const Tokenizer& tokenizer, const std::filesystem::path& oracle_pat
   const nlohmann::json oracle = nlohmann::json::parse(std::ifstream(oracle_path));
   int n_wrong = 0;
   for (const auto& item : oracle.at("cases")) {
-    const std::string text = item.contains("text") ? item.at("text").get<std::string>() : from_base64(item.at("base64"));
+    const std::string text =
+        item.contains("text") ? item.at("text").get<std::string>() : from_base64(item.at("base64"));
     const bool special = item.at("special");
     const std::vector<TokenId> wanted = item.at("ids");
     const std::vector<TokenId> ids = tokenizer.encode(text, {.parse_special = special});
     if (ids != wanted && ++n_wrong <= 10)
-      ADD_FAILURE() << oracle_path << " special " << special << " text '" << text << "' (" << in_hex(text) << ")\n  ids "
-                    << testing::PrintToString(ids) << "\n  llama.cpp " << testing::PrintToString(wanted);
+      ADD_FAILURE() << oracle_path << " special " << special << " text '" << text << "' (" << in_hex(text)
+                    << ")\n  ids " << testing::PrintToString(ids) << "\n  llama.cpp " << testing::PrintToString(wanted);
     if (tokenizer.model_name() == "gpt2" && is_valid_utf8(text) && has_all_bytes(tokenizer, text)) {
       EXPECT_EQ(tokenizer.decode(ids, /*with_special=*/true), text) << oracle_path;
     }
-    if (tokenizer.model_name() == "llama" && !special && !text.empty()) {
-      EXPECT_EQ(tokenizer.decode(ids, /*with_special=*/true).substr(text.starts_with("<user>") ? 0 : 1), text) << oracle_path;
+    const bool comes_back = is_valid_utf8(text) && text.find("\u2581") == std::string::npos;  // but for the added space
+    if (tokenizer.model_name() == "llama" && comes_back && !special && !text.empty()) {
+      EXPECT_EQ(tokenizer.decode(ids, /*with_special=*/true).substr(text.starts_with("<user>") ? 0 : 1), text)
+          << oracle_path;
     }
   }
   EXPECT_EQ(n_wrong, 0) << "of " << oracle.at("cases").size() << " in " << oracle_path;
@@ -79,7 +82,8 @@ TEST(TokenizerOracle, DefaultModelGivesTheIdsOfLlamaCpp) {
 
 TEST(TokenizerOracle, EveryVocabularyOfTheFolderGivesTheIdsOfLlamaCpp) {
   const char* folder = std::getenv("POLYSPAN_TOKENIZER_ORACLE");
-  if (folder == nullptr) GTEST_SKIP() << "POLYSPAN_TOKENIZER_ORACLE names no folder (tests/peers/tokenizer_oracle.py --all)";
+  if (folder == nullptr)
+    GTEST_SKIP() << "POLYSPAN_TOKENIZER_ORACLE names no folder (tests/peers/tokenizer_oracle.py --all)";
   std::set<std::string> names_left;
   for (const std::string_view name : pre_tokenizer_names()) names_left.emplace(name);
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {

@@ -69,7 +69,8 @@ Vocabulary::Vocabulary(const VocabSpec& spec) {
     size_t slot = hash & mask;
     for (; slots_[slot].id >= 0; slot = (slot + 1) & mask)
       if (slots_[slot].hash_tag == hash >> 32 && text(slots_[slot].id) == text(id))
-        throw Error::bad_file(spec.source, "token ", i, " ", quoted(text(id)), " is the same as token ", slots_[slot].id);
+        throw Error::bad_file(spec.source, "token ", i, " ", quoted(text(id)), " is the same as token ",
+                              slots_[slot].id);
     slots_[slot] = {static_cast<uint32_t>(hash >> 32), id};
   }
 }
