@@ -101,7 +101,7 @@ struct SplitWeights {
 void split_weights(const float* weights, int64_t n, SplitWeights& out) {
   const float largest = max_value(weights, n);
   out.scale = largest / 65280.0f;  // 255 * 256: low never carries into high
-  const F32x16 inverse = broadcast(largest > 0 ? 65280.0f / largest : 0.0f);
+  const F32x16 inverse = broadcast(largest > kLeastScaled ? 65280.0f / largest : 0.0f);
   for (int64_t i = 0; i < n; i += kLanes) store_u16_split(out.high + i, out.low + i, load(weights + i) * inverse);
 }
 

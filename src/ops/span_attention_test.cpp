@@ -235,6 +235,35 @@ TEST(SpanAttention, BatchEqualsEachAlone) {
     }
 }
 
+// Keys, values and queries from nothing to the smallest floats: whatever is scaled to 8 bits must not divide by them.
+TEST(SpanAttention, TinyNumbers) {
+  Contexts contexts;
+  for (const KvType type : kKvTypes)
+    for (const float scale : {0.0f, 1e-45f, 1e-40f, 1e-36f, 1e-33f, 1e-31f})
+      for (const int64_t n_rows : {1, 3}) {
+        AttentionCase c{.type = type, .n_positions = 20, .n_rows = n_rows, .n_kv_heads = 1, .n_rep = 1, .head_dim = 16, .span = 20};
+        for_each_isa([&] {
+          SCOPED_TRACE(testing::Message() << c.describe() << " scale " << scale);
+          SequenceData data(c);
+          Random random(4);
+          const KvRun run = data.heads[0].runs[0];
+          for (int64_t slot = run.first_slot; slot < run.first_slot + run.n_keys; ++slot) {
+            const std::vector<float> k = random.vector(16, scale), v = random.vector(16, scale);
+            kernels().write_kv_slot(type, k.data(), v.data(), 16, 16, run.capacity, slot, const_cast<std::byte*>(run.storage));
+          }
+          data.heads[0].n_runs = 1;
+          data.heads[0].spans = data.spans.data();
+          for (float& value : data.q) value *= scale;
+          SpanAttention attention;
+          Poisoned out(std::ssize(data.q));
+          data.sequence.first_position = run.first_position + run.n_keys - n_rows;
+          run_attention(attention, c, std::span(&data.sequence, 1), data.q.data(), out.data(), contexts.one);
+          for (const float value : out.values()) ASSERT_LE(std::abs(value), scale + 1e-30f);
+        });
+        if (HasFatalFailure()) return;
+      }
+}
+
 // A key that a head may not see has no influence to the bit: neither its value nor its key, however large.
 TEST(SpanAttention, InvisibleKeysHaveNoInfluence) {
   Contexts contexts;
