@@ -2,7 +2,7 @@
 // bound by reading the cache; prefill, a chunk of 512 queries at the end of a context, bound by multiply-adds.
 #include <algorithm>
 
-#include "bench/bench_util.h"
+#include "bench_util.h"
 #include "ops/span_attention.h"
 
 namespace polyspan::bench {
@@ -47,6 +47,7 @@ void run_attention(benchmark::State& state, KvType type, int64_t n_keys, int64_t
   std::vector<float> out(q.size());
   SpanAttention attention;
   size_t next = 0;
+  const Stopwatch watch;
   for (auto _ : state) {
     const AttentionSequence sequence{0, n_rows, n_keys - n_rows, cache.layers[next].data()};
     attention.run({type, kHeads, kKvHeads, kHeadDim, q.data(), out.data(), std::span(&sequence, 1)}, context);
@@ -54,11 +55,11 @@ void run_attention(benchmark::State& state, KvType type, int64_t n_keys, int64_t
     next = (next + 1) % cache.layers.size();
   }
   if (n_rows == 1) {
-    set_counters(state, "GB/s", 1e-9 * static_cast<double>(layer_bytes), roof.memory_gb_per_s);
+    watch.set_counters(state, "GB/s", 1e-9 * static_cast<double>(layer_bytes), roof.memory_gb_per_s);
   } else {
     // Visible pairs of query and key; two products of head_dim multiply-adds each.
     const int64_t pairs = n_rows * (n_keys - n_rows) + n_rows * (n_rows + 1) / 2;
-    set_counters(state, "Gop/s", 1e-9 * static_cast<double>(4 * kHeadDim * kHeads * pairs), roof.fma_gflops);
+    watch.set_counters(state, "Gop/s", 1e-9 * static_cast<double>(4 * kHeadDim * kHeads * pairs), roof.fma_gflops);
   }
 }
 
@@ -68,8 +69,8 @@ const bool kRegistered = [] {
       for (const int64_t n_keys : {512, 1920, 7680})
         for (const int n_threads : kThreadCounts) {
           if (n_rows == 1 && n_keys == 512) continue;
-          add_benchmark(std::string(n_rows == 1 ? "decode/" : "prefill/") + type_name(type) + "/keys:" + std::to_string(n_keys) +
-                            "/threads:" + std::to_string(n_threads),
+          add_benchmark(std::string(n_rows == 1 ? "decode/" : "prefill/") + type_name(type) +
+                            "/keys:" + std::to_string(n_keys) + "/threads:" + std::to_string(n_threads),
                         [=](benchmark::State& state) { run_attention(state, type, n_keys, n_rows, n_threads); });
         }
   return true;

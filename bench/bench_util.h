@@ -4,11 +4,12 @@
 
 #include <benchmark/benchmark.h>
 
+#include <chrono>
 #include <string>
 
-#include "bench/roofs.h"
 #include "core/dtype.h"
 #include "io/random_model.h"
+#include "roofs.h"
 
 namespace polyspan::bench {
 
@@ -18,16 +19,22 @@ inline constexpr int kThreadCounts[] = {1, 2};
 // copies of this size, else a benchmark would show the cache.
 inline constexpr int64_t kStreamBytes = 192 << 20;
 
-// "share" is what was reached of `roof`; both in the unit that `name` says. `per_iteration` in units of 1e9.
-inline void set_counters(benchmark::State& state, const std::string& name, double per_iteration, double roof) {
-  using benchmark::Counter;
-  const double total = per_iteration * static_cast<double>(state.iterations());
-  state.counters[name] = Counter(total, Counter::kIsRate);
-  if (roof > 0) {
-    state.counters["share"] = Counter(total / roof, Counter::kIsRate);
-    state.counters["roof"] = Counter(roof);
+// Started just before a benchmark's loop. Google Benchmark's own rates would print a share as "0.8/s".
+class Stopwatch {
+ public:
+  // "share" is what was reached of `roof`; both in the unit that `name` says. `per_iteration` in units of 1e9.
+  void set_counters(benchmark::State& state, const std::string& name, double per_iteration, double roof) const {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    const double rate = per_iteration * static_cast<double>(state.iterations()) / seconds;
+    state.counters[name] = rate;
+    if (roof <= 0) return;
+    state.counters["share"] = rate / roof;
+    state.counters["roof"] = roof;
   }
-}
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
 
 // Uniform floats with a deviation of 1.
 inline std::vector<float> random_floats(int64_t n, uint64_t seed) {

@@ -1,5 +1,5 @@
 // The row operations on one row, which a layer finds in its L1 cache; set against reading that cache. One thread.
-#include "bench/bench_util.h"
+#include "bench_util.h"
 #include "ops/kernels.h"
 #include "ops/rope.h"
 
@@ -9,7 +9,8 @@ namespace {
 struct Row {
   std::vector<float> a, b, out;
   std::vector<ActBlock> blocks;
-  explicit Row(int64_t n) : a(random_floats(n, 5)), b(random_floats(n, 6)), out(a.size()), blocks(a.size() / kBlockCols) {}
+  explicit Row(int64_t n)
+      : a(random_floats(n, 5)), b(random_floats(n, 6)), out(a.size()), blocks(a.size() / kBlockCols) {}
 };
 
 // body(row, n); n_bytes_per_value: read and written.
@@ -18,11 +19,12 @@ void add_row_benchmark(const std::string& name, int64_t n, int64_t n_bytes_per_v
   add_benchmark(name + "/n:" + std::to_string(n), [=](benchmark::State& state) {
     const Roofs& roof = roofs(1);
     Row row(n);
+    const Stopwatch watch;
     for (auto _ : state) {
       body(row, n);
       benchmark::ClobberMemory();
     }
-    set_counters(state, "GB/s", 1e-9 * static_cast<double>(n * n_bytes_per_value), roof.l1_gb_per_s);
+    watch.set_counters(state, "GB/s", 1e-9 * static_cast<double>(n * n_bytes_per_value), roof.l1_gb_per_s);
   });
 }
 
@@ -34,18 +36,20 @@ const bool kRegistered = [] {
     add_row_benchmark("swiglu", n, 12, [](Row& row, int64_t n_values) {
       kernels().swiglu_row(row.a.data(), row.b.data(), n_values, row.out.data());
     });
-    add_row_benchmark("add", n, 12, [](Row& row, int64_t n_values) {
-      kernels().add_row(row.a.data(), n_values, row.out.data());
-    });
+    add_row_benchmark("add", n, 12,
+                      [](Row& row, int64_t n_values) { kernels().add_row(row.a.data(), n_values, row.out.data()); });
     add_row_benchmark("quantize_activations", n, 6, [](Row& row, int64_t n_values) {  // 64 bytes out for 32 values
       kernels().quantize_activations(row.a.data(), n_values, row.blocks.data());
     });
   }
   for (const bool interleaved : {true, false})
-    for (const int64_t head_dim : {64, 128})
+    for (const int64_t head_dim : {64, 128}) {
+      RopeTable table;
+      table.compute({head_dim, 10000.0, 1.0, RopePairing::kHalves, {}}, std::vector<int64_t>{1000});
       add_row_benchmark(interleaved ? "rope/interleaved" : "rope/halves", 9 * head_dim, 8, [=](Row& row, int64_t) {
-        kernels().rope_row({row.out.data(), 9, head_dim, head_dim / 2, row.a.data(), row.b.data(), interleaved, 1.0f});
+        kernels().rope_row({row.a.data(), 9, head_dim, head_dim / 2, table.cos(0), table.sin(0), interleaved, 1.0f});
       });
+    }
   for (const int64_t n : {49152, 151936}) {  // vocabularies: L2
     add_row_benchmark("max_value", n, 4, [](Row& row, int64_t n_values) {
       benchmark::DoNotOptimize(kernels().max_value(row.a.data(), n_values));

@@ -2,7 +2,7 @@
 // Shapes: SmolLM2-135M and Qwen2.5-1.5B. usage: matmul_bench --benchmark_filter=Q4_1.*tokens:512
 #include <algorithm>
 
-#include "bench/bench_util.h"
+#include "bench_util.h"
 #include "ops/matmul.h"
 
 namespace polyspan::bench {
@@ -14,8 +14,9 @@ struct Shape {
   bool only_q8;
 };
 constexpr Shape kShapes[] = {
-    {"smollm2/attn_q", 576, 576, false},     {"smollm2/ffn_up", 1536, 576, false},  {"smollm2/ffn_down", 576, 1536, false},
-    {"smollm2/output", 49152, 576, true},    {"qwen2.5/attn_q", 1536, 1536, false}, {"qwen2.5/ffn_up", 8960, 1536, false},
+    {"smollm2/attn_q", 576, 576, false},     {"smollm2/ffn_up", 1536, 576, false},
+    {"smollm2/ffn_down", 576, 1536, false},  {"smollm2/output", 49152, 576, true},
+    {"qwen2.5/attn_q", 1536, 1536, false},   {"qwen2.5/ffn_up", 8960, 1536, false},
     {"qwen2.5/ffn_down", 1536, 8960, false},
 };
 
@@ -47,6 +48,7 @@ void run_matmul(benchmark::State& state, DType type, const Shape& shape, int64_t
   quantize_activations(x.data(), n_tokens, shape.d_in, blocks.data(), context);
   std::vector<float> out(static_cast<size_t>(n_tokens * shape.d_out));
   size_t next = 0;
+  const Stopwatch watch;
   for (auto _ : state) {
     const MatmulOutput output[] = {{&weights.copies[next], nullptr, out.data(), shape.d_out, Epilogue::kStore}};
     matmul({x.data(), blocks.data(), n_tokens, shape.d_in}, output, context);
@@ -55,10 +57,12 @@ void run_matmul(benchmark::State& state, DType type, const Shape& shape, int64_t
   }
   const double n_weights = static_cast<double>(shape.d_out * shape.d_in);
   if (n_tokens == 1) {
-    set_counters(state, "GB/s", 1e-9 * static_cast<double>(packed_bytes(type, shape.d_out, shape.d_in)), roof.memory_gb_per_s);
+    watch.set_counters(state, "GB/s", 1e-9 * static_cast<double>(packed_bytes(type, shape.d_out, shape.d_in)),
+                       roof.memory_gb_per_s);
   } else {
     const bool quantized = weights.copies[0].is_quantized();
-    set_counters(state, "Gop/s", 2e-9 * n_weights * static_cast<double>(n_tokens), quantized ? roof.dot_gops : roof.fma_gflops);
+    watch.set_counters(state, "Gop/s", 2e-9 * n_weights * static_cast<double>(n_tokens),
+                       quantized ? roof.dot_gops : roof.fma_gflops);
   }
 }
 

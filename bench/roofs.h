@@ -24,8 +24,8 @@ namespace polyspan::bench {
 struct Roofs {
   double memory_gb_per_s = 0;  // all threads together, as the rest
   double l1_gb_per_s = 0;
-  double fma_gflops = 0;       // a multiply-add is two operations
-  double dot_gops = 0;         // likewise, 8 bits x 8 bits; 0 where the level has no such instruction
+  double fma_gflops = 0;  // a multiply-add is two operations
+  double dot_gops = 0;    // likewise, 8 bits x 8 bits; 0 where the level has no such instruction
 };
 
 inline constexpr int kChains = 12;  // independent sums: two units of latency 4, and some to spare
@@ -185,8 +185,9 @@ inline Roofs measure_roofs(IsaLevel level, int n_threads) {
   };
   Roofs roofs;
   const int64_t part = kMemoryBytes / n_threads / 512 * 512;
-  roofs.memory_gb_per_s = 1e-9 * static_cast<double>(part * n_threads) /
-                          best_seconds([&](int thread) { return loops.read(memory.data() + thread * part, part - 4096); });
+  roofs.memory_gb_per_s = 1e-9 * static_cast<double>(part * n_threads) / best_seconds([&](int thread) {
+                            return loops.read(memory.data() + thread * part, part - 4096);
+                          });
   constexpr int64_t kL1Repeats = 10000;
   roofs.l1_gb_per_s = 1e-9 * static_cast<double>(kL1Bytes * kL1Repeats * n_threads) / best_seconds([&](int thread) {
                         uint64_t sum = 0;
@@ -198,9 +199,11 @@ inline Roofs measure_roofs(IsaLevel level, int n_threads) {
                         return sum;
                       });
   const double steps = static_cast<double>(kSteps) * kChains * n_threads * 1e-9;
-  roofs.fma_gflops = 2 * steps * loops.fma_lanes / best_seconds([&](int) { return static_cast<uint64_t>(loops.fma(kSteps)); });
+  roofs.fma_gflops =
+      2 * steps * loops.fma_lanes / best_seconds([&](int) { return static_cast<uint64_t>(loops.fma(kSteps)); });
   if (loops.dot != nullptr)
-    roofs.dot_gops = 2 * steps * loops.dot_lanes / best_seconds([&](int) { return static_cast<uint64_t>(loops.dot(kSteps)); });
+    roofs.dot_gops =
+        2 * steps * loops.dot_lanes / best_seconds([&](int) { return static_cast<uint64_t>(loops.dot(kSteps)); });
   return roofs;
 }
 

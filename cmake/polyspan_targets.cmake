@@ -41,7 +41,8 @@ endfunction()
 # sees POLYSPAN_ISA (the namespace of that level) and must define everything inside it: see src/ops/simd.h.
 function(polyspan_isa_kernels name)
   file(GLOB kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.isa.cpp)
-  set(flags_scalar -DPOLYSPAN_ISA=scalar -DPOLYSPAN_ISA_SCALAR=1)
+  # -Wno-psabi: vectors wider than the machine's registers are passed to inlined functions only.
+  set(flags_scalar -DPOLYSPAN_ISA=scalar -DPOLYSPAN_ISA_SCALAR=1 -Wno-psabi)
   set(flags_avx2 -DPOLYSPAN_ISA=avx2 -DPOLYSPAN_ISA_AVX2=1 -mavx2 -mfma -mf16c -mtune=haswell)
   set(flags_avx512 -DPOLYSPAN_ISA=avx512 -DPOLYSPAN_ISA_AVX512=1 -mavx512f -mavx512bw -mavx512vl -mavx512dq
                    -mavx512vnni -mavx2 -mfma -mf16c -mprefer-vector-width=512)

@@ -54,7 +54,8 @@ TEST(HugeBuffer, TooLargeNamesWhatAndHowMuch) {
       FAIL() << "no error";
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kOutOfMemory);
-      const std::string message = error.what(), start = "the moon needs " + std::to_string(bytes) + " bytes of memory; ";
+      const std::string message = error.what(),
+                        start = "the moon needs " + std::to_string(bytes) + " bytes of memory; ";
       EXPECT_EQ(message.substr(0, start.size()), start);
       EXPECT_NE(message.find("available"), std::string::npos);
     }

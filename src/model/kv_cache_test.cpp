@@ -48,14 +48,17 @@ TEST(KvLayout, SlotsFollowThePlan) {
             EXPECT_EQ(head.n_sink, std::min(n_sink, length));
             // Enough, and less than a tile more than needed, of each part.
             const int64_t ring = std::min(span, length - head.n_sink);
-            EXPECT_TRUE(head.ring_slots >= ring && head.ring_slots < ring + 16 && head.ring_slots % 16 == 0) << head.ring_slots;
-            EXPECT_TRUE(head.sink_slots >= head.n_sink && head.sink_slots < head.n_sink + 16 && head.sink_slots % 16 == 0);
+            EXPECT_TRUE(head.ring_slots >= ring && head.ring_slots < ring + 16 && head.ring_slots % 16 == 0)
+                << head.ring_slots;
+            EXPECT_TRUE(head.sink_slots >= head.n_sink && head.sink_slots < head.n_sink + 16 &&
+                        head.sink_slots % 16 == 0);
             EXPECT_EQ(head.offset % 64, 0);
             EXPECT_GE(head.offset, end) << "heads overlap";
             end = head.offset + kv_storage_bytes(type, kv_head_dim_padded(config.head_dim), head.capacity());
             for (int64_t r = 0; r < 3; ++r) {
               const AttentionSpan& seen = layout.head_spans(layer, kv_head)[r];
-              EXPECT_EQ(seen.span, table.query_head_spans[static_cast<size_t>(layer)][static_cast<size_t>(3 * kv_head + r)]);
+              EXPECT_EQ(seen.span,
+                        table.query_head_spans[static_cast<size_t>(layer)][static_cast<size_t>(3 * kv_head + r)]);
               EXPECT_EQ(seen.n_sink_tokens, n_sink);
             }
             // The positions that must be kept at any moment are in different slots.
@@ -89,8 +92,10 @@ TEST(KvLayout, BytesFollowTheDensity) {
         const int64_t slot_bytes = kv_storage_bytes(type, 64, 16) / 16;
         EXPECT_EQ(slot_bytes, type == KvType::kQ8 ? 136 : 256);
         const int64_t rounding = 4 * 32 * slot_bytes;  // four KV heads, two parts each
-        EXPECT_NEAR(static_cast<double>(sparse.bytes), density * static_cast<double>(dense.bytes), static_cast<double>(rounding));
-        EXPECT_NEAR(static_cast<double>(dense.bytes), static_cast<double>(4 * length * slot_bytes), static_cast<double>(rounding));
+        EXPECT_NEAR(static_cast<double>(sparse.bytes), density * static_cast<double>(dense.bytes),
+                    static_cast<double>(rounding));
+        EXPECT_NEAR(static_cast<double>(dense.bytes), static_cast<double>(4 * length * slot_bytes),
+                    static_cast<double>(rounding));
       }
 }
 
@@ -120,15 +125,16 @@ TEST(KvCache, RunsCoverWhatIsVisible) {
         for (int64_t n = 1; n <= length; ++n) {  // positions [0, n) are written
           position_in_slot[layout.slot(n - 1)] = n - 1;
           for (const int64_t first_query : {n - 1, n}) {  // the last position's own query; the next one's
-            SCOPED_TRACE(testing::Message() << "n_sink " << n_sink << " length " << length << " kv_head " << kv_head << " n "
-                                            << n << " first_query " << first_query);
+            SCOPED_TRACE(testing::Message() << "n_sink " << n_sink << " length " << length << " kv_head " << kv_head
+                                            << " n " << n << " first_query " << first_query);
             AttentionHead head;
             cache.add_runs(0, kv_head, first_query, n, head);
             ASSERT_LE(head.n_runs, AttentionHead::kMaxRuns - 1);  // one is left for the chunk
             std::set<int64_t> covered;
             for (int64_t i = 0; i < head.n_runs; ++i) {
               const KvRun& run = head.runs[static_cast<size_t>(i)];
-              ASSERT_TRUE(run.storage == cache.storage(0, kv_head) && run.capacity == layout.capacity() && run.n_keys > 0);
+              ASSERT_TRUE(run.storage == cache.storage(0, kv_head) && run.capacity == layout.capacity() &&
+                          run.n_keys > 0);
               for (int64_t key = 0; key < run.n_keys; ++key) {
                 ASSERT_EQ(position_in_slot[run.first_slot + key], run.first_position + key) << "overwritten";
                 ASSERT_TRUE(covered.insert(run.first_position + key).second) << "twice";
@@ -136,7 +142,8 @@ TEST(KvCache, RunsCoverWhatIsVisible) {
             }
             for (int64_t position = 0; position < n; ++position)
               for (int64_t r = 0; r < 3; ++r)
-                ASSERT_TRUE(covered.contains(position) || (position >= n_sink && first_query - position >= spans[r].span))
+                ASSERT_TRUE(covered.contains(position) ||
+                            (position >= n_sink && first_query - position >= spans[r].span))
                     << "position " << position << " is missing";
           }
         }
@@ -190,7 +197,8 @@ TEST(KvCache, TooLargeIsAnErrorBeforeAnythingIsTaken) {
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kOutOfMemory);
     const std::string message = error.what();
-    EXPECT_NE(message.find("a f16 KV cache for 2147483648 tokens needs 17592186044416 bytes"), std::string::npos) << message;
+    EXPECT_NE(message.find("a f16 KV cache for 2147483648 tokens needs 17592186044416 bytes"), std::string::npos)
+        << message;
     EXPECT_NE(message.find("are available"), std::string::npos) << message;
   }
 }
@@ -203,7 +211,8 @@ TEST(KvType, NamesReadBack) {
       FAIL() << name;
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kUsage);
-      EXPECT_EQ(std::string(error.what()), "cache type \"" + std::string(name) + "\" is not known; wanted f16, bf16 or q8");
+      EXPECT_EQ(std::string(error.what()),
+                "cache type \"" + std::string(name) + "\" is not known; wanted f16, bf16 or q8");
     }
   }
 }
@@ -212,7 +221,8 @@ TEST(CopyKvSlot, CopiesOneSlotAndNoOther) {
   for (const KvType type : kKvTypes)
     for (const int64_t padded : {16, 32, 80})
       for (const auto& [from_slot, to_slot] : {std::pair<int64_t, int64_t>{0, 0}, {5, 31}, {31, 2}, {17, 16}}) {
-        SCOPED_TRACE(testing::Message() << kv_type_text(type) << " padded " << padded << " slots " << from_slot << " " << to_slot);
+        SCOPED_TRACE(testing::Message() << kv_type_text(type) << " padded " << padded << " slots " << from_slot << " "
+                                        << to_slot);
         Random random(9);
         constexpr int64_t kFrom = 32, kTo = 48;
         std::vector<std::byte> from(static_cast<size_t>(kv_storage_bytes(type, padded, kFrom)));

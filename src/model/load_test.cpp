@@ -37,17 +37,13 @@ struct Parts {
     set_int(arch + ".context_length", 1024);
     set_float(arch + ".attention.layer_norm_rms_epsilon", 1e-5f);
     const std::vector<int64_t> d_model = {64};
-    tensors = {{"token_embd.weight", {DType::kF32, {64, 40}}},
-               {"output_norm.weight", {DType::kF32, d_model}},
-               {"blk.0.attn_norm.weight", {DType::kF32, d_model}},
-               {"blk.0.ffn_norm.weight", {DType::kF32, d_model}},
-               {"blk.0.attn_q.weight", {DType::kQ8_0, {64, 64}}},
-               {"blk.0.attn_k.weight", {DType::kQ8_0, {64, 32}}},
-               {"blk.0.attn_v.weight", {DType::kF16, {64, 32}}},
-               {"blk.0.attn_output.weight", {DType::kQ4_0, {64, 64}}},
-               {"blk.0.ffn_gate.weight", {DType::kQ4_1, {64, 96}}},
-               {"blk.0.ffn_up.weight", {DType::kQ4_1, {64, 96}}},
-               {"blk.0.ffn_down.weight", {DType::kQ5_0, {96, 64}}}};
+    tensors = {
+        {"token_embd.weight", {DType::kF32, {64, 40}}},      {"output_norm.weight", {DType::kF32, d_model}},
+        {"blk.0.attn_norm.weight", {DType::kF32, d_model}},  {"blk.0.ffn_norm.weight", {DType::kF32, d_model}},
+        {"blk.0.attn_q.weight", {DType::kQ8_0, {64, 64}}},   {"blk.0.attn_k.weight", {DType::kQ8_0, {64, 32}}},
+        {"blk.0.attn_v.weight", {DType::kF16, {64, 32}}},    {"blk.0.attn_output.weight", {DType::kQ4_0, {64, 64}}},
+        {"blk.0.ffn_gate.weight", {DType::kQ4_1, {64, 96}}}, {"blk.0.ffn_up.weight", {DType::kQ4_1, {64, 96}}},
+        {"blk.0.ffn_down.weight", {DType::kQ5_0, {96, 64}}}};
     if (arch == "qwen2")
       for (const auto& [name, n] : {std::pair<std::string, int64_t>{"q", 64}, {"k", 32}, {"v", 32}})
         tensors["blk.0.attn_" + name + ".bias"] = {DType::kF32, {n}};
@@ -56,7 +52,8 @@ struct Parts {
   std::vector<std::byte> bytes() const {
     GgufWriter writer;
     for (const auto& [name, add] : keys) add(writer, name);
-    for (const auto& [name, tensor] : tensors) writer.add_tensor(name, tensor.first, tensor.second, [](std::span<std::byte>) {});
+    for (const auto& [name, tensor] : tensors)
+      writer.add_tensor(name, tensor.first, tensor.second, [](std::span<std::byte>) {});
     return writer.to_bytes();
   }
   std::unique_ptr<Model> load(OpContext& context) const {
@@ -141,7 +138,8 @@ TEST(ModelLoad, EveryWrongShapeIsNamed) {
   const Parts whole("qwen2");
   for (const auto& [name, tensor] : whole.tensors)
     for (const size_t dim : {0, 1}) {
-      if (dim >= tensor.second.size() || (name == "token_embd.weight" && dim == 1)) continue;  // the vocabulary may vary
+      if (dim >= tensor.second.size() || (name == "token_embd.weight" && dim == 1))
+        continue;  // the vocabulary may vary
       SCOPED_TRACE(testing::Message() << name << " dim " << dim);
       Parts parts("qwen2");
       parts.tensors[name].second[dim] += 32;
@@ -165,8 +163,12 @@ TEST(ModelLoad, BadKeysAreNamed) {
     Change change;
     std::vector<std::string> words;  // that the message holds
   };
-  const auto with_int = [](const char* key, uint32_t value) { return [=](Parts& parts) { parts.set_int(key, value); }; };
-  const auto with_float = [](const char* key, float value) { return [=](Parts& parts) { parts.set_float(key, value); }; };
+  const auto with_int = [](const char* key, uint32_t value) {
+    return [=](Parts& parts) { parts.set_int(key, value); };
+  };
+  const auto with_float = [](const char* key, float value) {
+    return [=](Parts& parts) { parts.set_float(key, value); };
+  };
   const auto without = [](const char* key) { return [=](Parts& parts) { parts.keys.erase(key); }; };
   const ErrorKind bad = ErrorKind::kBadFile, unsupported = ErrorKind::kUnsupported;
   const Case cases[] = {
@@ -183,7 +185,9 @@ TEST(ModelLoad, BadKeysAreNamed) {
       {bad, with_int("llama.attention.head_count", 6), {"embedding_length", "64", "6"}},
       {bad, with_int("llama.attention.head_count_kv", 0), {"llama.attention.head_count_kv"}},
       {bad, with_int("llama.attention.key_length", 1024), {"llama.attention.key_length", "1024", "512"}},
-      {unsupported, [](Parts& p) { p.set_int("llama.attention.key_length", 16), p.set_int("llama.attention.value_length", 8); }, {"16", "8"}},
+      {unsupported,
+       [](Parts& p) { p.set_int("llama.attention.key_length", 16), p.set_int("llama.attention.value_length", 8); },
+       {"16", "8"}},
       {bad, without("llama.context_length"), {"llama.context_length"}},
       {bad, without("llama.attention.layer_norm_rms_epsilon"), {"llama.attention.layer_norm_rms_epsilon"}},
       {bad, with_float("llama.attention.layer_norm_rms_epsilon", 0.0f), {"layer_norm_rms_epsilon", "0"}},
@@ -193,11 +197,20 @@ TEST(ModelLoad, BadKeysAreNamed) {
       {bad, with_float("llama.rope.freq_base", -1.0f), {"llama.rope.freq_base", "-1"}},
       {bad, with_float("llama.rope.freq_base", NAN), {"llama.rope.freq_base", "nan"}},
       {unsupported, [](Parts& p) { p.set_string("llama.rope.scaling.type", "yarn"); }, {"\"yarn\"", "linear"}},
-      {bad, [](Parts& p) { p.set_string("llama.rope.scaling.type", "linear"), p.set_float("llama.rope.scaling.factor", -2.0f); },
+      {bad,
+       [](Parts& p) {
+         p.set_string("llama.rope.scaling.type", "linear"), p.set_float("llama.rope.scaling.factor", -2.0f);
+       },
        {"llama.rope.scaling.factor", "-2"}},
       {bad, with_int("llama.vocab_size", 41), {"llama.vocab_size", "41", "40"}},
-      {bad, [](Parts& p) { p.tensors["rope_freqs.weight"] = {DType::kF32, {5}}; }, {"rope_freqs.weight", "[5]", "[8]"}},
-      {bad, [](Parts& p) { p.tensors["output_norm.weight"].first = DType::kQ8_0; }, {"output_norm.weight", "Q8_0", "F32"}},
+      {bad,
+       [](Parts& p) {
+         p.tensors["rope_freqs.weight"] = {DType::kF32, {5}};
+       },
+       {"rope_freqs.weight", "[5]", "[8]"}},
+      {bad,
+       [](Parts& p) { p.tensors["output_norm.weight"].first = DType::kQ8_0; },
+       {"output_norm.weight", "Q8_0", "F32"}},
   };
   OpContext context(1);
   for (const Case& c : cases) {
@@ -209,7 +222,8 @@ TEST(ModelLoad, BadKeysAreNamed) {
       ADD_FAILURE() << "no error";
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), c.kind) << error.what();
-      for (const std::string& word : c.words) EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+      for (const std::string& word : c.words)
+        EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
       EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
     }
   }

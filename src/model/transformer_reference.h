@@ -32,7 +32,8 @@ class TransformerReference {
     }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
       const std::string prefix = "blk." + std::to_string(layer) + ".";
-      const auto layer_spans = spans.subspan(static_cast<size_t>(layer * config_.n_heads), static_cast<size_t>(config_.n_heads));
+      const auto layer_spans =
+          spans.subspan(static_cast<size_t>(layer * config_.n_heads), static_cast<size_t>(config_.n_heads));
       const std::vector<Vector> attended = attention(prefix, normed(x, prefix + "attn_norm.weight"), layer_spans);
       for (size_t t = 0; t < x.size(); ++t) add(x[t], product(prefix + "attn_output", attended[t], d_model));
       const std::vector<Vector> y = normed(x, prefix + "ffn_norm.weight");
@@ -74,7 +75,8 @@ class TransformerReference {
     for (Vector& row : x) {
       double squares = 0;
       for (const double value : row) squares += value * value;
-      const double inverse = 1 / std::sqrt(squares / static_cast<double>(row.size()) + static_cast<double>(config_.norm_eps));
+      const double inverse =
+          1 / std::sqrt(squares / static_cast<double>(row.size()) + static_cast<double>(config_.norm_eps));
       for (size_t i = 0; i < row.size(); ++i) row[i] *= inverse * weight[i];
     }
     return x;
@@ -84,7 +86,8 @@ class TransformerReference {
     for (int64_t pair = 0; pair < rope.n_dims / 2; ++pair) {
       double angle = static_cast<double>(position) / rope.linear_scale *
                      std::pow(rope.base, -2.0 * static_cast<double>(pair) / static_cast<double>(rope.n_dims));
-      if (!rope.frequency_factors.empty()) angle /= static_cast<double>(rope.frequency_factors[static_cast<size_t>(pair)]);
+      if (!rope.frequency_factors.empty())
+        angle /= static_cast<double>(rope.frequency_factors[static_cast<size_t>(pair)]);
       const bool interleaved = rope.pairing == RopePairing::kInterleaved;
       double& a = x[interleaved ? 2 * pair : pair];
       double& b = x[interleaved ? 2 * pair + 1 : pair + rope.n_dims / 2];
@@ -93,7 +96,8 @@ class TransformerReference {
       b = old_a * std::sin(angle) + b * std::cos(angle);
     }
   }
-  std::vector<Vector> attention(const std::string& prefix, const std::vector<Vector>& x, std::span<const AttentionSpan> spans) const {
+  std::vector<Vector> attention(const std::string& prefix, const std::vector<Vector>& x,
+                                std::span<const AttentionSpan> spans) const {
     const int64_t d = config_.head_dim, n_rep = config_.n_heads / config_.n_kv_heads, n = std::ssize(x);
     const auto project = [&](const char* name, int64_t n_heads, bool rope) {
       std::vector<Vector> out;
@@ -103,7 +107,8 @@ class TransformerReference {
       }
       return out;
     };
-    const std::vector<Vector> q = project("attn_q", config_.n_heads, true), k = project("attn_k", config_.n_kv_heads, true),
+    const std::vector<Vector> q = project("attn_q", config_.n_heads, true),
+                              k = project("attn_k", config_.n_kv_heads, true),
                               v = project("attn_v", config_.n_kv_heads, false);
     std::vector<Vector> out(static_cast<size_t>(n), Vector(static_cast<size_t>(config_.n_heads * d), 0.0));
     for (int64_t query = 0; query < n; ++query)

@@ -16,14 +16,15 @@ namespace polyspan {
 namespace {
 using namespace testing_util;
 
-// A random model in memory. The weights' deviation of 0.02 makes scores near 0: `sharpen` multiplies queries and keys of
-// F32 models, so that attention has something to choose.
+// A random model in memory. The weights' deviation of 0.02 makes scores near 0: `sharpen` multiplies queries and keys
+// of F32 models, so that attention has something to choose.
 struct TinyModel {
   RandomModelConfig config;
   std::vector<std::byte> bytes;
   OpContext context;
   std::unique_ptr<Model> model;
-  TinyModel(const RandomModelConfig& c, int n_threads) : config(c), bytes(make_random_model(c).to_bytes()), context(n_threads) {
+  TinyModel(const RandomModelConfig& c, int n_threads)
+      : config(c), bytes(make_random_model(c).to_bytes()), context(n_threads) {
     sharpen();
     model = Model::load(std::make_unique<GgufFile>(GgufFile::from_bytes(bytes, "tiny")), context, no_progress());
   }
@@ -31,7 +32,9 @@ struct TinyModel {
     if (config.type != DType::kF32) return;
     const GgufFile file = GgufFile::from_bytes(bytes, "tiny");
     for (const GgufTensor& tensor : file.tensors()) {
-      if (tensor.name.find("attn_q.weight") == tensor.name.npos && tensor.name.find("attn_k.weight") == tensor.name.npos) continue;
+      if (tensor.name.find("attn_q.weight") == tensor.name.npos &&
+          tensor.name.find("attn_k.weight") == tensor.name.npos)
+        continue;
       std::byte* data = bytes.data() + (tensor.data.data() - bytes.data());
       for (int64_t i = 0; i < tensor.n_values(); ++i) {
         float value;
@@ -63,17 +66,18 @@ std::vector<int32_t> random_tokens(const TinyModel& tiny_model, int64_t n, uint6
 // Logits of all positions, [n_tokens * vocab_size], the tokens given in chunks of `chunk`.
 std::vector<float> run(TinyModel& tiny_model, KvCache& cache, std::span<const int32_t> tokens, int64_t chunk) {
   std::vector<float> out;
-  const int64_t n = std::ssize(tokens), vocab = tiny_model.config.vocab_size;
+  const int64_t n_before = cache.n_tokens(), n = std::ssize(tokens), vocab = tiny_model.config.vocab_size;
   for (int64_t first = 0; first < n; first += chunk) {
     const int64_t n_rows = std::min(chunk, n - first);
     const BatchSequence sequence{&cache, 0, n_rows};
-    tiny_model.model->forward({tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(n_rows)), std::span(&sequence, 1)});
+    tiny_model.model->forward(
+        {tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(n_rows)), std::span(&sequence, 1)});
     std::vector<int64_t> rows(static_cast<size_t>(n_rows));
     std::iota(rows.begin(), rows.end(), 0);
     out.resize(out.size() + static_cast<size_t>(n_rows * vocab), NAN);
     tiny_model.model->logits(rows, out.data() + first * vocab);
   }
-  EXPECT_EQ(cache.n_tokens(), n);
+  EXPECT_EQ(cache.n_tokens(), n_before + n);
   return out;
 }
 std::vector<float> run(TinyModel& tiny_model, const SpanPlan& plan, std::span<const int32_t> tokens, int64_t chunk,
@@ -99,7 +103,8 @@ template <typename Expected>
 double worst_error(std::span<const float> actual, const Expected& expected, int64_t vocab) {
   double worst = 0;
   for (size_t at = 0; at < actual.size(); at += static_cast<size_t>(vocab)) {
-    const double error = relative_error(actual.subspan(at, static_cast<size_t>(vocab)), std::span(expected).subspan(at, static_cast<size_t>(vocab)));
+    const double error = relative_error(actual.subspan(at, static_cast<size_t>(vocab)),
+                                        std::span(expected).subspan(at, static_cast<size_t>(vocab)));
     if (!(error <= worst)) worst = error;
     if (std::isnan(error)) return error;
   }
@@ -111,7 +116,8 @@ SpanPlan mixed_plan(const ModelConfig& config, int64_t n_sink) {
   std::vector<std::vector<SpanRule>> rules(static_cast<size_t>(config.n_layers));
   int64_t next = 0;
   for (auto& row : rules)
-    for (int64_t head = 0; head < config.n_heads; ++head) row.push_back({static_cast<double>(64 + next++ * 29 % 90), 0.0});
+    for (int64_t head = 0; head < config.n_heads; ++head)
+      row.push_back({static_cast<double>(64 + next++ * 29 % 90), 0.0});
   return SpanPlan::from_rules(config.head_shape(), rules, /*per_query_head=*/true, n_sink);
 }
 
@@ -124,11 +130,14 @@ TEST(Transformer, MatchesReference) {
     int64_t n_heads, n_kv_heads, n_sink, n_tokens;
     bool tied, rope_factors;
   };
-  const Case cases[] = {{"llama", 6, 2, 4, 170, true, false},  {"qwen2", 7, 1, 0, 130, false, false},
-                        {"llama", 3, 3, 64, 170, false, true}, {"qwen2", 6, 2, 16, 200, true, true}};
+  const Case cases[] = {{"llama", 6, 2, 4, 170, true, false},
+                        {"qwen2", 7, 1, 0, 130, false, false},
+                        {"llama", 3, 3, 64, 170, false, true},
+                        {"qwen2", 6, 2, 16, 200, true, true}};
   for (const Case& c : cases) {
-    SCOPED_TRACE(testing::Message() << c.arch << " n_heads " << c.n_heads << " n_kv_heads " << c.n_kv_heads << " n_sink "
-                                    << c.n_sink << " n_tokens " << c.n_tokens << " tied " << c.tied << " factors " << c.rope_factors);
+    SCOPED_TRACE(testing::Message() << c.arch << " n_heads " << c.n_heads << " n_kv_heads " << c.n_kv_heads
+                                    << " n_sink " << c.n_sink << " n_tokens " << c.n_tokens << " tied " << c.tied
+                                    << " factors " << c.rope_factors);
     RandomModelConfig config = tiny(c.arch, DType::kF32, c.n_heads, c.n_kv_heads);
     config.tied = c.tied, config.rope_factors = c.rope_factors;
     TinyModel t(config, 1);
@@ -137,14 +146,17 @@ TEST(Transformer, MatchesReference) {
     const KvLayout layout(t.model->config(), plan, c.n_tokens, KvType::kF16);
     const TransformerReference reference(t.model->file(), t.model->config());
     Vector expected, dense;
-    for (const Vector& row : reference.logits(tokens, layout.spans)) expected.insert(expected.end(), row.begin(), row.end());
+    for (const Vector& row : reference.logits(tokens, layout.spans))
+      expected.insert(expected.end(), row.begin(), row.end());
     const std::vector<AttentionSpan> all(layout.spans.size(), {c.n_tokens, 0});
     for (const Vector& row : reference.logits(tokens, all)) dense.insert(dense.end(), row.begin(), row.end());
     for (const auto& [type, bound] : {std::pair{KvType::kF16, 5e-4}, {KvType::kBF16, 4e-3}, {KvType::kQ8, 1.5e-2}})
       for (const int64_t chunk : {int64_t{1}, int64_t{50}, c.n_tokens}) {
         SCOPED_TRACE(testing::Message() << kv_type_name(type) << " chunk " << chunk);
         EXPECT_LT(worst_error(run(t, plan, tokens, chunk, type), expected, config.vocab_size), bound);
-        EXPECT_LT(worst_error(run(t, SpanPlan::dense(t.model->config().head_shape()), tokens, chunk, type), dense, config.vocab_size), bound);
+        EXPECT_LT(worst_error(run(t, SpanPlan::dense(t.model->config().head_shape()), tokens, chunk, type), dense,
+                              config.vocab_size),
+                  bound);
       }
     // The plan matters in this test: its logits are far from the dense ones.
     EXPECT_GT(relative_error(run(t, plan, tokens, c.n_tokens), dense), 5e-3);
@@ -171,16 +183,17 @@ TEST(Transformer, UniformPlanIsTheMask) {
 // rounded to 8 bits, and where the two ways round an activation differently it moves by a whole step, 1/127 of its
 // block's largest: 0.4% of one value in many, which the layers carry on.
 TEST(Transformer, ChunksEqualDecode) {
-  const std::pair<DType, double> types[] = {{DType::kF32, 1e-4}, {DType::kF16, 1e-4}, {DType::kQ4_1, 1e-2}, {DType::kQ8_0, 1e-2},
-                                            {DType::kQ4_K, 1e-2}, {DType::kQ6_K, 1e-2}};
+  const std::pair<DType, double> types[] = {{DType::kF32, 1e-4},  {DType::kF16, 1e-4},  {DType::kQ4_1, 1e-2},
+                                            {DType::kQ8_0, 1e-2}, {DType::kQ4_K, 1e-2}, {DType::kQ6_K, 1e-2}};
   for (const auto& [type, bound] : types)
     for (const char* arch : {"llama", "qwen2"})
       for (const auto& [n_heads, n_kv_heads] : {std::pair<int64_t, int64_t>{3, 3}, {6, 2}, {7, 1}}) {
         if (type != DType::kF32 && n_heads == 3) continue;  // the float models are smaller
-        SCOPED_TRACE(testing::Message() << dtype_name(type) << " " << arch << " n_heads " << n_heads << " n_kv_heads " << n_kv_heads);
+        SCOPED_TRACE(testing::Message() << dtype_name(type) << " " << arch << " n_heads " << n_heads << " n_kv_heads "
+                                        << n_kv_heads);
         RandomModelConfig config = tiny(arch, type, n_heads, n_kv_heads);
         if (type == DType::kF16) config.d_model = 80, config.d_ff = 100, config.head_dim = 10;  // no blocks of 32
-        if (dtype_info(type).block_len == 256) config.head_dim = n_heads == 7 ? 256 : 128;  // rows of attn_output
+        if (dtype_info(type).block_len == 256) config.head_dim = n_heads == 7 ? 256 : 128;      // rows of attn_output
         if (type == DType::kQ4_1) config.output_type = DType::kQ6_K, config.tied = false;
         TinyModel t(config, 1);
         const int64_t n_tokens = type == DType::kF32 ? 150 : 90;
@@ -192,6 +205,25 @@ TEST(Transformer, ChunksEqualDecode) {
           EXPECT_LT(worst_error(run(t, plan, tokens, chunk), decoded, config.vocab_size), bound);
         }
       }
+}
+
+// A prompt longer than the rings in one chunk, and decoding after it: what the chunk leaves in sink and ring is what
+// decoding it would have left.
+TEST(Transformer, DecodesAfterALongPrompt) {
+  TinyModel t(tiny("llama"), 1);
+  const std::vector<int32_t> tokens = random_tokens(t, 230, 9);
+  for (const int64_t n_sink : {0, 4, 20, 64})
+    for (const int64_t n_prompt : {65, 150, 200}) {
+      SCOPED_TRACE(testing::Message() << "n_sink " << n_sink << " n_prompt " << n_prompt);
+      const SpanPlan plan = mixed_plan(t.model->config(), n_sink);
+      const std::vector<float> decoded = run(t, plan, tokens, 1);
+      KvCache cache = t.cache(plan, std::ssize(tokens));
+      const size_t n = static_cast<size_t>(n_prompt);
+      run(t, cache, std::span(tokens).first(n), n_prompt);
+      const std::vector<float> after = run(t, cache, std::span(tokens).subspan(n), 1);
+      const std::span<const float> expected = std::span(decoded).subspan(n * static_cast<size_t>(t.config.vocab_size));
+      EXPECT_LT(worst_error(after, expected, t.config.vocab_size), 1e-4);
+    }
 }
 
 // Plans that hide nothing are the dense plan, to the bit, for any sink.
@@ -237,7 +269,8 @@ TEST(Transformer, BatchEqualsEachAlone) {
         std::vector<int32_t> tokens;
         std::vector<float> alone;
       };
-      std::vector<Sequence> sequences = {{70, 1, {}, {}}, {150, 33, {}, {}}, {0, 1, {}, {}}, {0, 97, {}, {}}, {210, 1, {}, {}}, {60, 2, {}, {}}};
+      std::vector<Sequence> sequences = {{70, 1, {}, {}}, {150, 33, {}, {}}, {0, 1, {}, {}},
+                                         {0, 97, {}, {}}, {210, 1, {}, {}},  {60, 2, {}, {}}};
       const SpanPlan plan = mixed_plan(t.model->config(), 4);
       std::deque<KvCache> caches;
       std::vector<int32_t> tokens;
@@ -269,7 +302,9 @@ TEST(Transformer, BatchEqualsEachAlone) {
       for (size_t i = 0; i < sequences.size(); ++i) {
         SCOPED_TRACE(testing::Message() << "sequence " << i);
         EXPECT_EQ(batch[i].cache->n_tokens(), sequences[i].n_past + sequences[i].n_rows);
-        ASSERT_NO_FATAL_FAILURE(expect_same_bits(std::span(together).subspan(i * static_cast<size_t>(vocab), static_cast<size_t>(vocab)), sequences[i].alone));
+        ASSERT_NO_FATAL_FAILURE(
+            expect_same_bits(std::span(together).subspan(i * static_cast<size_t>(vocab), static_cast<size_t>(vocab)),
+                             sequences[i].alone));
       }
     }
 }
@@ -302,7 +337,8 @@ TEST(Transformer, ChunksLeaveNothingBehind) {
     for (const KvType type : {KvType::kF16, KvType::kQ8, KvType::kBF16, KvType::kQ8}) {
       SCOPED_TRACE(testing::Message() << "chunk " << chunk << " cache " << kv_type_name(type));
       TinyModel fresh(t.config, 1);
-      ASSERT_NO_FATAL_FAILURE(expect_same_bits(run(t, plan, tokens, chunk, type), run(fresh, plan, tokens, chunk, type)));
+      ASSERT_NO_FATAL_FAILURE(
+          expect_same_bits(run(t, plan, tokens, chunk, type), run(fresh, plan, tokens, chunk, type)));
     }
 }
 

@@ -7,7 +7,12 @@
 namespace polyspan::POLYSPAN_ISA {
 namespace {
 
-constexpr int kMaxRep = 8;  // query heads at once; larger groups take several passes
+// Query heads at once; larger groups take several passes. The plain level keeps few: each count is compiled on its own.
+#if defined(POLYSPAN_ISA_SCALAR)
+constexpr int kMaxRep = 3;
+#else
+constexpr int kMaxRep = 8;
+#endif
 
 // Scores of 16 keys for kRep heads. Two partial sums a head hide the latency of the multiply-add.
 template <KvType kType, int kRep>
@@ -235,15 +240,15 @@ template <KvType kType>
 void decode_all(const DecodeAttentionArgs& args) {
   int64_t head = 0;
   for (; head + kMaxRep <= args.n_rep; head += kMaxRep) decode_group<kType, kMaxRep>(args, head);
-  switch (args.n_rep - head) {
-    case 1: return decode_group<kType, 1>(args, head);
-    case 2: return decode_group<kType, 2>(args, head);
-    case 3: return decode_group<kType, 3>(args, head);
-    case 4: return decode_group<kType, 4>(args, head);
-    case 5: return decode_group<kType, 5>(args, head);
-    case 6: return decode_group<kType, 6>(args, head);
-    case 7: return decode_group<kType, 7>(args, head);
-    default: return;
+  const int64_t rest = args.n_rep - head;
+  if (rest == 1) decode_group<kType, 1>(args, head);
+  if (rest == 2) decode_group<kType, 2>(args, head);
+  if constexpr (kMaxRep == 8) {
+    if (rest == 3) decode_group<kType, 3>(args, head);
+    if (rest == 4) decode_group<kType, 4>(args, head);
+    if (rest == 5) decode_group<kType, 5>(args, head);
+    if (rest == 6) decode_group<kType, 6>(args, head);
+    if (rest == 7) decode_group<kType, 7>(args, head);
   }
 }
 

@@ -58,7 +58,8 @@ TEST(Elementwise, SwigluAndAdd) {
     for_each_isa([&] {
       Poisoned out(n);
       kernels().swiglu_row(gate.data(), up.data(), n, out.data());
-      ASSERT_NO_FATAL_FAILURE(expect_close(out.values(), product, [&](size_t i) { return 0x1p-21 * std::abs(product[i]); }));
+      ASSERT_NO_FATAL_FAILURE(
+          expect_close(out.values(), product, [&](size_t i) { return 0x1p-21 * std::abs(product[i]); }));
       std::vector<float> in_place = gate;
       kernels().swiglu_row(in_place.data(), up.data(), n, in_place.data());
       ASSERT_NO_FATAL_FAILURE(expect_same_bits(in_place, out.values()));
@@ -80,14 +81,15 @@ TEST(Elementwise, SwigluFarOut) {
       const float one = 1.0f;
       float out = NAN;
       kernels().swiglu_row(&x, &one, 1, &out);
-      EXPECT_NEAR(wide(out), x < 0 ? wide(x) * std::exp(wide(x)) : wide(x), 1e-33 + 1e-6 * std::abs(x < 0 ? 0.0 : wide(x)));
+      EXPECT_NEAR(wide(out), x < 0 ? wide(x) * std::exp(wide(x)) : wide(x),
+                  1e-33 + 1e-6 * std::abs(x < 0 ? 0.0 : wide(x)));
     });
   }
 }
 
 TEST(Elementwise, MaxValueAtEveryPlace) {
   for (const int64_t n : lengths())
-    for (int64_t place = 0; place < n; place += n > 40 ? 7 : 1) {
+    for (int64_t place = 0; place<n; place += n> 40 ? 7 : 1) {
       SCOPED_TRACE(testing::Message() << "n " << n << " place " << place);
       std::vector<float> x(static_cast<size_t>(n), -5.0f);
       x[static_cast<size_t>(place)] = -3.0f;
@@ -125,7 +127,8 @@ TEST(Elementwise, ExpIsAccurate) {
     }
     EXPECT_LT(worst, 3 * 0x1p-23) << "at " << worst_x;
     for (const float x : {0.0f, -0.0f}) EXPECT_EQ(kernels().sum_exp(&x, 1, 0.0f), 1.0);
-    for (const float x : {-87.1f, -88.0f, -100.0f, -1e10f, -INFINITY}) EXPECT_EQ(kernels().sum_exp(&x, 1, 0.0f), 0.0) << x;
+    for (const float x : {-87.1f, -88.0f, -100.0f, -1e10f, -INFINITY})
+      EXPECT_EQ(kernels().sum_exp(&x, 1, 0.0f), 0.0) << x;
   });
 }
 

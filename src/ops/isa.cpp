@@ -1,5 +1,9 @@
 #include "ops/isa.h"
 
+#ifndef POLYSPAN_ONLY_SCALAR
+#include <cpuid.h>
+#endif
+
 #include <array>
 #include <atomic>
 
@@ -22,7 +26,10 @@ bool supports(IsaLevel level) {
   if (level == IsaLevel::kScalar) return true;
 #ifndef POLYSPAN_ONLY_SCALAR
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __get_cpuid(1, &eax, &ebx, &ecx, &edx);
+  const bool f16c = (ecx & bit_F16C) != 0;  // clang 14's __builtin_cpu_supports does not know the name
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   if (level == IsaLevel::kAvx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");

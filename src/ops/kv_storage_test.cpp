@@ -29,11 +29,13 @@ TEST(KvStorage, WritesOneSlotAndNoOther) {
             const std::vector<float> expected = round_as(type, is_value ? v : k);
             for (int64_t i = 0; i < padded; ++i)
               ASSERT_EQ(read_slot(type, padded, kCapacity, storage.data(), slot, i, is_value),
-                        i < head_dim ? expected[static_cast<size_t>(i)] : 0.0f) << "value " << is_value << ", channel " << i;
+                        i < head_dim ? expected[static_cast<size_t>(i)] : 0.0f)
+                  << "value " << is_value << ", channel " << i;
             for (int64_t other = 0; other < kCapacity; ++other)
               for (int64_t i = 0; other != slot && i < padded; ++i)
                 ASSERT_EQ(read_slot(type, padded, kCapacity, storage.data(), other, i, is_value),
-                          read_slot(type, padded, kCapacity, before.data(), other, i, is_value)) << "slot " << other;
+                          read_slot(type, padded, kCapacity, before.data(), other, i, is_value))
+                    << "slot " << other;
           }
         });
         if (HasFatalFailure()) return;

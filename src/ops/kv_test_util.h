@@ -40,7 +40,8 @@ inline float read_slot(KvType type, int64_t padded, int64_t capacity, const std:
   if (type == KvType::kQ8) {
     float scale;
     std::memcpy(&scale, at + 16 * padded + 4 * lane, sizeof scale);
-    const int raw = static_cast<int>(at[is_value ? (lane / 4 * padded + i) * 4 + lane % 4 : i / 4 * 64 + lane * 4 + i % 4]);
+    const int raw =
+        static_cast<int>(at[is_value ? (lane / 4 * padded + i) * 4 + lane % 4 : i / 4 * 64 + lane * 4 + i % 4]);
     return scale * static_cast<float>(is_value ? static_cast<int8_t>(raw) : raw - 128);
   }
   uint16_t bits;

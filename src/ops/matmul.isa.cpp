@@ -11,7 +11,13 @@
 namespace polyspan::POLYSPAN_ISA {
 namespace {
 
-constexpr int kMaxTokens = 6;         // 6 tokens x 2 tiles: 24 accumulators of the 32 registers
+// Tokens that share a load of a weight, times two tiles: 6 fill 24 of the 32 registers of AVX-512. The other levels keep
+// fewer, also because every count is compiled on its own.
+#if defined(POLYSPAN_ISA_AVX512)
+constexpr int kMaxTokens = 6;
+#else
+constexpr int kMaxTokens = 2;
+#endif
 constexpr int64_t kPrefetchBytes = 2560;  // 8 blocks of Q4_1: 8 of 4..16 was best on Zen 5
 
 // The eight quads of a block, codes as unsigned bytes.
@@ -203,10 +209,11 @@ void unpack_tile(const uint8_t* tile, int64_t d_in, const UnpackedTile& out) {
   }
 }
 
-// kTokens tokens x kTiles tiles from unpacked codes. x: first token's blocks, x_stride blocks from token to token.
-template <int64_t kGroupCols, int kZero, bool kHasMin, bool kWide, int kTiles, int kTokens>
-POLYSPAN_INLINE void multiply_unpacked(const UnpackedTile* tiles, const ActBlock* x, int64_t x_stride, int64_t d_in,
-                                       F32x16 (&acc)[kTiles][kTokens]) {
+// kTokens tokens x two tiles from unpacked codes. x: first token's blocks, x_stride blocks from token to token; zero: the
+// format's zero code.
+template <int64_t kGroupCols, bool kHasMin, bool kWide, int kTiles, int kTokens>
+POLYSPAN_INLINE void multiply_unpacked(const UnpackedTile* tiles, int32_t zero, const ActBlock* x, int64_t x_stride,
+                                       int64_t d_in, F32x16 (&acc)[kTiles][kTokens]) {
   for (int r = 0; r < kTiles; ++r)
     for (int t = 0; t < kTokens; ++t) acc[r][t] = zero_f32();
   constexpr int kParts = kGroupCols == 32 ? 1 : 2;
@@ -217,8 +224,8 @@ POLYSPAN_INLINE void multiply_unpacked(const UnpackedTile* tiles, const ActBlock
       I32x16 sum[kTiles][kTokens];
       for (int t = 0; t < kTokens; ++t) {
         const ActBlock& block = x[t * x_stride + b];
-        const int32_t zero = kZero == 0 ? 0 : -kZero * (kParts == 1 ? block.sum : block.sum_half[part]);
-        for (int r = 0; r < kTiles; ++r) sum[r][t] = broadcast_i32(zero);
+        const int32_t start = kHasMin ? 0 : -zero * (kParts == 1 ? block.sum : block.sum_half[part]);
+        for (int r = 0; r < kTiles; ++r) sum[r][t] = broadcast_i32(start);
       }
       for (int j = 0; j < kQuads; ++j) {
         const int64_t quad = part * kQuads + j;
@@ -299,35 +306,35 @@ template <typename Body>
 POLYSPAN_INLINE void for_token_groups(int64_t n_tokens, Body body) {
   int64_t token = 0;
   for (; token + kMaxTokens <= n_tokens; token += kMaxTokens) body.template operator()<kMaxTokens>(token);
-  switch (n_tokens - token) {
-    case 1: body.template operator()<1>(token); break;
-    case 2: body.template operator()<2>(token); break;
-    case 3: body.template operator()<3>(token); break;
-    case 4: body.template operator()<4>(token); break;
-    case 5: body.template operator()<5>(token); break;
-    default: break;
+  const int64_t rest = n_tokens - token;
+  if (rest == 1) body.template operator()<1>(token);
+  if constexpr (kMaxTokens == 6) {
+    if (rest == 2) body.template operator()<2>(token);
+    if (rest == 3) body.template operator()<3>(token);
+    if (rest == 4) body.template operator()<4>(token);
+    if (rest == 5) body.template operator()<5>(token);
   }
 }
 
-template <DType kType, int kTiles>
-void matmul_quantized_tokens(const MatmulTilesArgs& args) {
-  using Traits = PackedTraits<kType>;
-  UnpackedTile tiles[kTiles];
-  for (int r = 0; r < kTiles; ++r) {
-    tiles[r] = scratch_tile(args.scratch + r * unpacked_tile_bytes(args.d_in), args.d_in);
-    unpack_tile<kType>(reinterpret_cast<const uint8_t*>(args.tiles[r]), args.d_in, tiles[r]);
-  }
+// All tokens x two unpacked tiles. A single tile is computed twice: rare, and half the code to compile.
+template <int64_t kGroupCols, bool kHasMin, bool kWide>
+void multiply_all_tokens(const MatmulTilesArgs& args, const UnpackedTile (&tiles)[2], int32_t zero) {
   const int64_t x_stride = args.d_in / kBlockCols;
   for_token_groups(args.n_tokens, [&]<int kTokens>(int64_t token) POLYSPAN_LAMBDA_INLINE {
-    F32x16 acc[kTiles][kTokens];
-    multiply_unpacked<Traits::kGroupCols, Traits::kZero, Traits::kHasMin, Traits::kHas8, kTiles, kTokens>(
-        tiles, args.x_blocks + token * x_stride, x_stride, args.d_in, acc);
-    finish_all<kTiles, kTokens>(args, token, acc);
+    F32x16 acc[2][kTokens];
+    multiply_unpacked<kGroupCols, kHasMin, kWide, 2, kTokens>(tiles, zero, args.x_blocks + token * x_stride, x_stride,
+                                                              args.d_in, acc);
+    if (args.n_tiles == 2) {
+      finish_all<2, kTokens>(args, token, acc);
+    } else {
+      for (int t = 0; t < kTokens; ++t) finish(args, token + t, 0, acc[0][t]);
+    }
   });
 }
 
 template <DType kType>
 void matmul_quantized(const MatmulTilesArgs& args) {
+  using Traits = PackedTraits<kType>;
   if (args.n_tokens == 1) {
     F32x16 acc[2][1];
     for (int64_t r = 0; r < args.n_tiles; ++r)
@@ -337,11 +344,15 @@ void matmul_quantized(const MatmulTilesArgs& args) {
     } else {
       finish(args, 0, 0, acc[0][0]);
     }
-  } else if (args.n_tiles == 2) {
-    matmul_quantized_tokens<kType, 2>(args);
-  } else {
-    matmul_quantized_tokens<kType, 1>(args);
+    return;
   }
+  UnpackedTile tiles[2];
+  for (int64_t r = 0; r < args.n_tiles; ++r) {
+    tiles[r] = scratch_tile(args.scratch + r * unpacked_tile_bytes(args.d_in), args.d_in);
+    unpack_tile<kType>(reinterpret_cast<const uint8_t*>(args.tiles[r]), args.d_in, tiles[r]);
+  }
+  if (args.n_tiles == 1) tiles[1] = tiles[0];
+  multiply_all_tokens<Traits::kGroupCols, Traits::kHasMin, Traits::kHas8>(args, tiles, Traits::kZero);
 }
 
 template <DType kType, int kTiles>

@@ -18,7 +18,8 @@ struct RandomMatrix {
   DType type;
   std::vector<std::byte> rows, packed;
   PackedMatrix matrix;
-  RandomMatrix(DType t, int64_t d_out, int64_t d_in, Random& random) : type(t), rows(random_rows(t, d_out, d_in, random)) {
+  RandomMatrix(DType t, int64_t d_out, int64_t d_in, Random& random)
+      : type(t), rows(random_rows(t, d_out, d_in, random)) {
     packed.resize(static_cast<size_t>(packed_bytes(t, d_out, d_in)));
     matrix = {t, d_out, d_in, packed.data()};
     pack_tiles(t, rows.data(), d_out, d_in, 0, matrix.n_tiles(), packed.data());
@@ -51,7 +52,8 @@ std::vector<double> tolerances(const RandomMatrix& w, const MatmulInput& x) {
       dequantize_row(w.type, w.rows.data() + i * row_bytes(w.type, x.d_in), x.d_in, row.data());
       double largest = 0;
       for (int64_t col = 0; col < x.d_in; ++col)
-        largest += std::abs(static_cast<double>(row[static_cast<size_t>(col)]) * static_cast<double>(x.values[t * x.d_in + col]));
+        largest += std::abs(static_cast<double>(row[static_cast<size_t>(col)]) *
+                            static_cast<double>(x.values[t * x.d_in + col]));
       const double n_steps = static_cast<double>(w.matrix.is_quantized() ? x.d_in / 8 + 4 : x.d_in + 4);
       out.push_back(4 * 6 * std::sqrt(n_steps) * 0x1p-24 * largest + 1e-7);
     }
@@ -64,6 +66,15 @@ std::vector<float> reference(const RandomMatrix& w, const MatmulInput& x) {
   return out;
 }
 
+// Started once: threads that come and go for every case would take most of the test's time.
+struct Contexts {
+  OpContext one{1}, two{2}, three{3};
+};
+Contexts& contexts() {
+  static Contexts instance;
+  return instance;
+}
+
 void check_product(DType type, int64_t n_tokens, int64_t d_out, int64_t d_in, uint64_t seed) {
   SCOPED_TRACE(testing::Message() << dtype_name(type) << " n_tokens " << n_tokens << " d_out " << d_out << " d_in "
                                   << d_in << " seed " << seed);
@@ -72,8 +83,9 @@ void check_product(DType type, int64_t n_tokens, int64_t d_out, int64_t d_in, ui
   const RandomInput x(n_tokens, d_in, random);
   const std::vector<float> expected = reference(w, x.all()), bias = random.vector(d_out);
   const std::vector<double> tolerance = tolerances(w, x.all());
+  const int64_t step = n_tokens > 20 ? 37 : 1;  // of the tokens computed alone
+  OpContext &one = contexts().one, &two = contexts().two, &three = contexts().three;
   for_each_isa([&] {
-    OpContext one(1), two(2), three(3);
     Poisoned out(n_tokens * d_out);
     const MatmulOutput plain[] = {{&w.matrix, nullptr, out.data(), d_out, Epilogue::kStore}};
     matmul(x.all(), plain, one);
@@ -83,28 +95,29 @@ void check_product(DType type, int64_t n_tokens, int64_t d_out, int64_t d_in, ui
     Poisoned sum(n_tokens * d_out);
     const MatmulOutput store[] = {{&w.matrix, bias.data(), sum.data(), d_out, Epilogue::kStore}};
     const MatmulOutput add[] = {{&w.matrix, bias.data(), sum.data(), d_out, Epilogue::kAdd}};
-    matmul(x.all(), store, two);
-    matmul(x.all(), add, two);
+    matmul(x.all(), store, one);
+    matmul(x.all(), add, one);
     std::vector<double> twice(expected.size());
     for (size_t i = 0; i < twice.size(); ++i)
       twice[i] = 2.0 * (static_cast<double>(expected[i]) + static_cast<double>(bias[i % bias.size()]));
-    ASSERT_NO_FATAL_FAILURE(expect_close(sum.values(), twice, [&](size_t i) {
-      return 2 * tolerance[i] + 0x1p-22 * (std::abs(twice[i]) + 2);
-    }));
+    ASSERT_NO_FATAL_FAILURE(expect_close(
+        sum.values(), twice, [&](size_t i) { return 2 * tolerance[i] + 0x1p-22 * (std::abs(twice[i]) + 2); }));
 
     for (OpContext* context : {&two, &three}) {
+      if (w.matrix.n_tiles() <= 2 && n_tokens <= 256) continue;  // one item: nothing to share out
       SCOPED_TRACE(testing::Message() << context->n_threads() << " threads");
       Poisoned other(n_tokens * d_out);
       const MatmulOutput again[] = {{&w.matrix, nullptr, other.data(), d_out, Epilogue::kStore}};
       matmul(x.all(), again, *context);
       ASSERT_NO_FATAL_FAILURE(expect_same_bits(other.values(), out.values()));
     }
-    for (int64_t t = 0; t < n_tokens; t += n_tokens > 20 ? 37 : 1) {
+    for (int64_t t = 0; t < n_tokens; t += step) {
       SCOPED_TRACE(testing::Message() << "token " << t << " alone");
       Poisoned alone(d_out);
       const MatmulOutput single[] = {{&w.matrix, nullptr, alone.data(), d_out, Epilogue::kStore}};
-      matmul(x.token(t), single, two);
-      ASSERT_NO_FATAL_FAILURE(expect_same_bits(alone.values(), out.values().subspan(static_cast<size_t>(t * d_out), static_cast<size_t>(d_out))));
+      matmul(x.token(t), single, one);
+      ASSERT_NO_FATAL_FAILURE(expect_same_bits(
+          alone.values(), out.values().subspan(static_cast<size_t>(t * d_out), static_cast<size_t>(d_out))));
     }
   });
 }
@@ -112,7 +125,7 @@ void check_product(DType type, int64_t n_tokens, int64_t d_out, int64_t d_in, ui
 TEST(Matmul, MatchesReferenceAndItselfAtEveryEdge) {
   for (const DTypeInfo& info : all_dtypes())
     for (const int64_t n_tokens : {1, 2, 5, 6, 7, 12, 13})  // around the group of six
-      for (const int64_t d_out : {1, 15, 16, 17, 32, 33, 49}) {
+      for (const int64_t d_out : {1, 15, 16, 17, 33}) {
         const int64_t d_in = info.block_len == 256 ? 256 * (1 + n_tokens % 2) : 32 * (1 + (n_tokens + d_out) % 5);
         check_product(info.type, n_tokens, d_out, d_in, static_cast<uint64_t>(n_tokens * 100 + d_out));
         if (HasFatalFailure()) return;
@@ -200,11 +213,12 @@ TEST(MatmulSwiglu, MatchesReference) {
     }
     // |silu'| <= 1.1; the exponential is good to 2 ulps.
     const auto tolerance = [&](size_t i) {
-      return 1.1 * (g_tolerance[i] * std::abs(static_cast<double>(u[i])) + u_tolerance[i] * std::abs(static_cast<double>(g[i]))) +
+      return 1.1 * (g_tolerance[i] * std::abs(static_cast<double>(u[i])) +
+                    u_tolerance[i] * std::abs(static_cast<double>(g[i]))) +
              g_tolerance[i] * u_tolerance[i] + 0x1p-21 * std::abs(expected[i]) + 1e-7;
     };
+    OpContext &one = contexts().one, &two = contexts().two, &three = contexts().three;
     for_each_isa([&] {
-      OpContext one(1), two(2), three(3);
       Poisoned out(n_tokens * d_ff);
       matmul_swiglu(x.all(), gate.matrix, up.matrix, out.data(), one);
       ASSERT_NO_FATAL_FAILURE(expect_close(out.values(), expected, tolerance));
@@ -215,8 +229,9 @@ TEST(MatmulSwiglu, MatchesReference) {
       }
       for (int64_t t = 0; t < n_tokens; ++t) {
         Poisoned alone(d_ff);
-        matmul_swiglu(x.token(t), gate.matrix, up.matrix, alone.data(), two);
-        ASSERT_NO_FATAL_FAILURE(expect_same_bits(alone.values(), out.values().subspan(static_cast<size_t>(t * d_ff), static_cast<size_t>(d_ff))));
+        matmul_swiglu(x.token(t), gate.matrix, up.matrix, alone.data(), one);
+        ASSERT_NO_FATAL_FAILURE(expect_same_bits(
+            alone.values(), out.values().subspan(static_cast<size_t>(t * d_ff), static_cast<size_t>(d_ff))));
       }
     });
   };

@@ -70,8 +70,8 @@ TEST(PackedMatrix, PadsTheLastTileWithZeros) {
 TEST(PackedMatrix, BytesFollowTheFile) {
   for (const DTypeInfo& info : all_dtypes()) {
     SCOPED_TRACE(info.name);
-    const double ratio = static_cast<double>(packed_bytes(info.type, 64, 1024)) /
-                         static_cast<double>(64 * row_bytes(info.type, 1024));
+    const double ratio =
+        static_cast<double>(packed_bytes(info.type, 64, 1024)) / static_cast<double>(64 * row_bytes(info.type, 1024));
     const bool k6 = info.type == DType::kQ3_K || info.type == DType::kQ4_K || info.type == DType::kQ5_K;
     if (k6) {
       EXPECT_GT(ratio, 1.0);

@@ -293,169 +293,169 @@ static POLYSPAN_INLINE I32x16 dot4(I32x16 acc, U8x64 w, U8x64 a) {
 }
 static POLYSPAN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
-#else  // plain C++
+#else  // plain C++: the compiler's vector types, which it maps to whatever the machine has
+
+typedef float VecF32 __attribute__((vector_size(64)));
+typedef int32_t VecI32 __attribute__((vector_size(64)));
+typedef uint32_t VecU32 __attribute__((vector_size(64)));
+typedef uint16_t VecU16 __attribute__((vector_size(32)));
+typedef uint16_t VecU16x32 __attribute__((vector_size(64)));
+typedef uint8_t VecU8x16 __attribute__((vector_size(16)));
+typedef int8_t VecI8x16 __attribute__((vector_size(16)));
+typedef uint8_t VecU8x64 __attribute__((vector_size(64)));
 
 struct F32x16 {
-  float v[16];
+  VecF32 v;
 };
 struct I32x16 {
-  int32_t v[16];
+  VecI32 v;
 };
 struct U8x64 {
-  uint8_t v[64];
+  VecU8x64 v;
 };
 
-template <typename Lane>
-static POLYSPAN_INLINE F32x16 each_f32(Lane lane) {
-  F32x16 out;
-  for (int i = 0; i < 16; ++i) out.v[i] = lane(i);
-  return out;
+template <typename To, typename From>
+static POLYSPAN_INLINE To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
-template <typename Byte>
-static POLYSPAN_INLINE U8x64 each_u8(Byte byte) {
-  U8x64 out;
-  for (int i = 0; i < 64; ++i) out.v[i] = static_cast<uint8_t>(byte(i));
-  return out;
+template <typename Vector>
+static POLYSPAN_INLINE Vector load_vector(const void* p) {
+  Vector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
 }
-static POLYSPAN_INLINE uint32_t f32_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
+// Lane i of a where mask is all ones, else of b.
+static POLYSPAN_INLINE F32x16 select(VecI32 mask, const F32x16& a, const F32x16& b) {
+  return {bits_as<VecF32>((bits_as<VecI32>(a.v) & mask) | (bits_as<VecI32>(b.v) & ~mask))};
 }
-static POLYSPAN_INLINE float f32_of_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
+static POLYSPAN_INLINE VecI32 lane_indices() { return VecI32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+
+static POLYSPAN_INLINE F32x16 zero_f32() { return {VecF32{}}; }
+static POLYSPAN_INLINE F32x16 broadcast(float x) { return {VecF32{} + x}; }
+static POLYSPAN_INLINE F32x16 load(const float* p) { return {load_vector<VecF32>(p)}; }
+static POLYSPAN_INLINE void store(float* p, const F32x16& x) { std::memcpy(p, &x.v, sizeof x.v); }
+static POLYSPAN_INLINE F32x16 load_first(const float* p, int64_t n) {
+  F32x16 x = zero_f32();
+  std::memcpy(&x.v, p, static_cast<size_t>(n < 16 ? n : 16) * 4);
   return x;
 }
-static POLYSPAN_INLINE float f16_value(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
-  if (magnitude >= 0x7c00u) return f32_of_bits(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-  // Denormals come out right as well: the multiplication renormalises.
-  return f32_of_bits(sign | f32_bits(f32_of_bits(magnitude << 13) * f32_of_bits(0x77800000u)));
-}
-static POLYSPAN_INLINE uint16_t f16_bits(float x) {  // round to nearest even
-  const uint32_t bits = f32_bits(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
-  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {  // denormal half: let the float adder round at 2^-24
-    const float rounded = f32_of_bits(magnitude) + 0.5f;
-    return static_cast<uint16_t>(sign | (f32_bits(rounded) - f32_bits(0.5f)));
-  }
-  const uint32_t odd = (magnitude >> 13) & 1u;
-  return static_cast<uint16_t>(sign | ((magnitude + 0xfffu + odd - 0x38000000u) >> 13));
-}
-static POLYSPAN_INLINE float round_to_even(float x) {  // |x| < 2^22
-  const float magic = 12582912.0f;                     // 1.5 * 2^23
-  volatile float shifted = x + magic;
-  return shifted - magic;
-}
-static POLYSPAN_INLINE F32x16 zero_f32() { return each_f32([](int) { return 0.0f; }); }
-static POLYSPAN_INLINE F32x16 broadcast(float x) { return each_f32([=](int) { return x; }); }
-static POLYSPAN_INLINE F32x16 load(const float* p) { return each_f32([=](int i) { return p[i]; }); }
-static POLYSPAN_INLINE void store(float* p, const F32x16& x) { std::memcpy(p, x.v, sizeof x.v); }
-static POLYSPAN_INLINE F32x16 load_first(const float* p, int64_t n) {
-  return each_f32([=](int i) { return i < n ? p[i] : 0.0f; });
-}
 static POLYSPAN_INLINE void store_first(float* p, const F32x16& x, int64_t n) {
-  for (int i = 0; i < n && i < 16; ++i) p[i] = x.v[i];
+  std::memcpy(p, &x.v, static_cast<size_t>(n < 16 ? n : 16) * 4);
 }
-static POLYSPAN_INLINE F32x16 load_f16(const uint16_t* p) { return each_f32([=](int i) { return f16_value(p[i]); }); }
-static POLYSPAN_INLINE void store_f16(uint16_t* p, const F32x16& x) {
-  for (int i = 0; i < 16; ++i) p[i] = f16_bits(x.v[i]);
+static POLYSPAN_INLINE F32x16 load_f16(const uint16_t* p) {
+  const VecU32 h = __builtin_convertvector(load_vector<VecU16>(p), VecU32);
+  const VecU32 sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
+  // Multiplying by 2^112 moves the exponent's bias and makes denormals normal.
+  const VecF32 finite = bits_as<VecF32>(magnitude << 13) * bits_as<VecF32>(VecU32{} + 0x77800000u);
+  const VecU32 special = 0x7f800000u | ((magnitude & 0x3ffu) << 13);
+  const VecU32 is_special = bits_as<VecU32>(magnitude >= 0x7c00u);
+  return {bits_as<VecF32>(sign | (bits_as<VecU32>(finite) & ~is_special) | (special & is_special))};
+}
+static POLYSPAN_INLINE void store_f16(uint16_t* p, const F32x16& x) {  // round to nearest even
+  const VecU32 bits = bits_as<VecU32>(x.v), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const VecU32 normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
+  // A denormal half: the float adder rounds at 2^-24.
+  const VecU32 denormal = bits_as<VecU32>(bits_as<VecF32>(magnitude) + 0.5f) - 0x3f000000u;
+  const VecU32 is_denormal = bits_as<VecU32>(magnitude < 0x38800000u);
+  const VecU32 is_large = bits_as<VecU32>(magnitude >= 0x477ff000u), is_nan = bits_as<VecU32>(magnitude > 0x7f800000u);
+  VecU32 half = (normal & ~is_denormal) | (denormal & is_denormal);
+  half = (half & ~is_large) | (0x7c00u & is_large) | (0x0200u & is_nan);
+  const VecU16 out = __builtin_convertvector(sign | half, VecU16);
+  std::memcpy(p, &out, sizeof out);
 }
 static POLYSPAN_INLINE F32x16 load_bf16(const uint16_t* p) {
-  return each_f32([=](int i) { return f32_of_bits(static_cast<uint32_t>(p[i]) << 16); });
+  return {bits_as<VecF32>(__builtin_convertvector(load_vector<VecU16>(p), VecU32) << 16)};
 }
 static POLYSPAN_INLINE void store_bf16(uint16_t* p, const F32x16& x) {
-  for (int i = 0; i < 16; ++i) {
-    const uint32_t bits = f32_bits(x.v[i]);
-    p[i] = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-  }
+  const VecU32 bits = bits_as<VecU32>(x.v);
+  const VecU16 out = __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, VecU16);
+  std::memcpy(p, &out, sizeof out);
 }
-static POLYSPAN_INLINE F32x16 load_i8(const int8_t* p) { return each_f32([=](int i) { return static_cast<float>(p[i]); }); }
-static POLYSPAN_INLINE F32x16 load_u8(const uint8_t* p) { return each_f32([=](int i) { return static_cast<float>(p[i]); }); }
+static POLYSPAN_INLINE F32x16 load_i8(const int8_t* p) {
+  return {__builtin_convertvector(__builtin_convertvector(load_vector<VecI8x16>(p), VecI32), VecF32)};
+}
+static POLYSPAN_INLINE F32x16 load_u8(const uint8_t* p) {
+  return {__builtin_convertvector(__builtin_convertvector(load_vector<VecU8x16>(p), VecI32), VecF32)};
+}
+// To the nearest integer, even at ties: adding 1.5 * 2^23 leaves no bits for a fraction. |x| < 2^22.
+static POLYSPAN_INLINE VecI32 nearest(const F32x16& x) {
+  return bits_as<VecI32>(x.v + 12582912.0f) - bits_as<VecI32>(VecF32{} + 12582912.0f);
+}
 static POLYSPAN_INLINE void store_i8(int8_t* p, const F32x16& x) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(round_to_even(x.v[i]));
+  const VecI8x16 out = __builtin_convertvector(nearest(x), VecI8x16);
+  std::memcpy(p, &out, sizeof out);
 }
 static POLYSPAN_INLINE void store_u16_split(uint8_t* high, uint8_t* low, const F32x16& x) {
-  for (int i = 0; i < 16; ++i) {
-    const uint32_t value = static_cast<uint32_t>(round_to_even(x.v[i]));
-    low[i] = static_cast<uint8_t>(value);
-    high[i] = static_cast<uint8_t>(value >> 8);
-  }
+  const VecI32 value = nearest(x);
+  const VecU8x16 low_bytes = __builtin_convertvector(value & 0xff, VecU8x16), high_bytes = __builtin_convertvector(value >> 8, VecU8x16);
+  std::memcpy(low, &low_bytes, sizeof low_bytes);
+  std::memcpy(high, &high_bytes, sizeof high_bytes);
 }
-static POLYSPAN_INLINE F32x16 operator+(const F32x16& a, const F32x16& b) { return each_f32([&](int i) { return a.v[i] + b.v[i]; }); }
-static POLYSPAN_INLINE F32x16 operator-(const F32x16& a, const F32x16& b) { return each_f32([&](int i) { return a.v[i] - b.v[i]; }); }
-static POLYSPAN_INLINE F32x16 operator*(const F32x16& a, const F32x16& b) { return each_f32([&](int i) { return a.v[i] * b.v[i]; }); }
-static POLYSPAN_INLINE F32x16 operator/(const F32x16& a, const F32x16& b) { return each_f32([&](int i) { return a.v[i] / b.v[i]; }); }
-static POLYSPAN_INLINE F32x16 fma(const F32x16& a, const F32x16& b, const F32x16& c) {
-  return each_f32([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
-}
-static POLYSPAN_INLINE F32x16 max(const F32x16& a, const F32x16& b) { return each_f32([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-static POLYSPAN_INLINE F32x16 min(const F32x16& a, const F32x16& b) { return each_f32([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
-static POLYSPAN_INLINE F32x16 abs(const F32x16& a) { return each_f32([&](int i) { return a.v[i] < 0 ? -a.v[i] : a.v[i]; }); }
+static POLYSPAN_INLINE F32x16 operator+(const F32x16& a, const F32x16& b) { return {a.v + b.v}; }
+static POLYSPAN_INLINE F32x16 operator-(const F32x16& a, const F32x16& b) { return {a.v - b.v}; }
+static POLYSPAN_INLINE F32x16 operator*(const F32x16& a, const F32x16& b) { return {a.v * b.v}; }
+static POLYSPAN_INLINE F32x16 operator/(const F32x16& a, const F32x16& b) { return {a.v / b.v}; }
+static POLYSPAN_INLINE F32x16 fma(const F32x16& a, const F32x16& b, const F32x16& c) { return {a.v * b.v + c.v}; }
+static POLYSPAN_INLINE F32x16 max(const F32x16& a, const F32x16& b) { return select(a.v > b.v, a, b); }
+static POLYSPAN_INLINE F32x16 min(const F32x16& a, const F32x16& b) { return select(a.v < b.v, a, b); }
+static POLYSPAN_INLINE F32x16 abs(const F32x16& a) { return {bits_as<VecF32>(bits_as<VecU32>(a.v) & 0x7fffffffu)}; }
 static POLYSPAN_INLINE float reduce_add(const F32x16& a) {
   float lanes[16];
-  std::memcpy(lanes, a.v, sizeof lanes);
+  std::memcpy(lanes, &a.v, sizeof lanes);
   for (int width = 8; width >= 1; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
 }
 static POLYSPAN_INLINE float reduce_max(const F32x16& a) {
-  float best = a.v[0];
-  for (int i = 1; i < 16; ++i) best = a.v[i] > best ? a.v[i] : best;
+  float lanes[16];
+  std::memcpy(lanes, &a.v, sizeof lanes);
+  float best = lanes[0];
+  for (int i = 1; i < 16; ++i) best = lanes[i] > best ? lanes[i] : best;
   return best;
 }
-static POLYSPAN_INLINE F32x16 round(const F32x16& a) { return each_f32([&](int i) { return round_to_even(a.v[i]); }); }
+static POLYSPAN_INLINE F32x16 round(const F32x16& a) { return {__builtin_convertvector(nearest(a), VecF32)}; }
 static POLYSPAN_INLINE F32x16 scale_by_power(const F32x16& a, const F32x16& n) {  // n within [-126, 127]
-  return each_f32([&](int i) {
-    return a.v[i] * f32_of_bits(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23);
-  });
+  return {a.v * bits_as<VecF32>((__builtin_convertvector(n.v, VecI32) + 127) << 23)};
 }
 static POLYSPAN_INLINE F32x16 keep_lanes(const F32x16& a, int64_t low, int64_t high, float otherwise) {
-  return each_f32([&](int i) { return i >= low && i < high ? a.v[i] : otherwise; });
+  const int32_t first = static_cast<int32_t>(low < 0 ? 0 : low > 16 ? 16 : low);
+  const int32_t last = static_cast<int32_t>(high < 0 ? 0 : high > 16 ? 16 : high);
+  return select((lane_indices() >= first) & (lane_indices() < last), a, broadcast(otherwise));
 }
-
 static POLYSPAN_INLINE F32x16 keep_above(const F32x16& a, const F32x16& x, const F32x16& low) {
-  return each_f32([&](int i) { return x.v[i] > low.v[i] ? a.v[i] : 0.0f; });
+  return {bits_as<VecF32>(bits_as<VecI32>(a.v) & (x.v > low.v))};
 }
 
-static POLYSPAN_INLINE I32x16 broadcast_i32(int32_t x) {
-  I32x16 out;
-  for (int i = 0; i < 16; ++i) out.v[i] = x;
-  return out;
-}
-static POLYSPAN_INLINE I32x16 operator+(const I32x16& a, const I32x16& b) {
-  I32x16 out;
-  for (int i = 0; i < 16; ++i) out.v[i] = a.v[i] + b.v[i];
-  return out;
-}
-static POLYSPAN_INLINE F32x16 to_f32(const I32x16& a) { return each_f32([&](int i) { return static_cast<float>(a.v[i]); }); }
-static POLYSPAN_INLINE U8x64 load_bytes(const uint8_t* p) {
-  U8x64 out;
-  std::memcpy(out.v, p, 64);
-  return out;
-}
-static POLYSPAN_INLINE void store_bytes(uint8_t* p, const U8x64& x) { std::memcpy(p, x.v, 64); }
+static POLYSPAN_INLINE I32x16 broadcast_i32(int32_t x) { return {VecI32{} + x}; }
+static POLYSPAN_INLINE I32x16 operator+(const I32x16& a, const I32x16& b) { return {a.v + b.v}; }
+static POLYSPAN_INLINE F32x16 to_f32(const I32x16& a) { return {__builtin_convertvector(a.v, VecF32)}; }
+static POLYSPAN_INLINE U8x64 load_bytes(const uint8_t* p) { return {load_vector<VecU8x64>(p)}; }
+static POLYSPAN_INLINE void store_bytes(uint8_t* p, const U8x64& x) { std::memcpy(p, &x.v, 64); }
 static POLYSPAN_INLINE U8x64 broadcast_quad(const int8_t* p) {
-  return each_u8([=](int i) { return static_cast<uint8_t>(p[i & 3]); });
+  uint32_t quad;
+  std::memcpy(&quad, p, 4);
+  return {bits_as<VecU8x64>(VecU32{} + quad)};
 }
-static POLYSPAN_INLINE U8x64 operator&(const U8x64& a, const U8x64& b) { return each_u8([&](int i) { return a.v[i] & b.v[i]; }); }
-static POLYSPAN_INLINE U8x64 operator|(const U8x64& a, const U8x64& b) { return each_u8([&](int i) { return a.v[i] | b.v[i]; }); }
-static POLYSPAN_INLINE U8x64 broadcast_byte(uint8_t x) { return each_u8([=](int) { return x; }); }
+static POLYSPAN_INLINE U8x64 operator&(const U8x64& a, const U8x64& b) { return {a.v & b.v}; }
+static POLYSPAN_INLINE U8x64 operator|(const U8x64& a, const U8x64& b) { return {a.v | b.v}; }
+static POLYSPAN_INLINE U8x64 broadcast_byte(uint8_t x) { return {VecU8x64{} + x}; }
 template <int kBits>
-static POLYSPAN_INLINE U8x64 shift_right(const U8x64& a) { return each_u8([&](int i) { return a.v[i] >> kBits; }); }
+static POLYSPAN_INLINE U8x64 shift_right(const U8x64& a) { return {bits_as<VecU8x64>(bits_as<VecU16x32>(a.v) >> kBits)}; }
 template <int kBits>
-static POLYSPAN_INLINE U8x64 shift_left(const U8x64& a) { return each_u8([&](int i) { return a.v[i] << kBits; }); }
+static POLYSPAN_INLINE U8x64 shift_left(const U8x64& a) { return {bits_as<VecU8x64>(bits_as<VecU16x32>(a.v) << kBits)}; }
 template <bool kWide>
 static POLYSPAN_INLINE I32x16 dot4(const I32x16& acc, const U8x64& w, const U8x64& a) {
-  I32x16 out;
-  for (int i = 0; i < 16; ++i) {
-    int32_t sum = acc.v[i];
-    for (int j = 0; j < 4; ++j) sum += static_cast<int32_t>(w.v[4 * i + j]) * static_cast<int8_t>(a.v[4 * i + j]);
-    out.v[i] = sum;
-  }
-  return out;
+  const VecI32 w_lanes = bits_as<VecI32>(w.v);
+  const VecU32 a_lanes = bits_as<VecU32>(a.v);
+  VecI32 sum = acc.v;
+  sum += (w_lanes & 0xff) * (bits_as<VecI32>(a_lanes << 24) >> 24);
+  sum += ((w_lanes >> 8) & 0xff) * (bits_as<VecI32>(a_lanes << 16) >> 24);
+  sum += ((w_lanes >> 16) & 0xff) * (bits_as<VecI32>(a_lanes << 8) >> 24);
+  sum += ((w_lanes >> 24) & 0xff) * (bits_as<VecI32>(a_lanes) >> 24);
+  return {sum};
 }
 static POLYSPAN_INLINE void prefetch(const void*) {}
 

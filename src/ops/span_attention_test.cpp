@@ -33,7 +33,7 @@ struct AttentionCase {
 // The inputs of one sequence, its storages (garbage but for the runs) and the expected output.
 struct SequenceData {
   AttentionCase c;
-  std::vector<float> q, k, v, expected;   // q as the op takes it: scaled
+  std::vector<float> q, k, v, expected;  // q as the op takes it: scaled
   std::vector<AttentionSpan> spans;
   std::vector<std::vector<std::byte>> storages;
   std::vector<AttentionHead> heads;
@@ -54,8 +54,9 @@ struct SequenceData {
     round_rows(v);
     expected.resize(plain_q.size());
     const int64_t first = c.n_positions - c.n_rows;
-    span_attention_reference({n_heads, c.n_kv_heads, c.head_dim, c.n_rows, first, plain_q.data(), k.data(), v.data(),
-                              spans.data()}, expected.data());
+    span_attention_reference(
+        {n_heads, c.n_kv_heads, c.head_dim, c.n_rows, first, plain_q.data(), k.data(), v.data(), spans.data()},
+        expected.data());
     q = plain_q;
     for (float& value : q) value /= std::sqrt(static_cast<float>(c.head_dim));
     for (AttentionHead& head : heads) head.spans = spans.data() + (&head - heads.data()) * c.n_rep;
@@ -84,7 +85,8 @@ struct SequenceData {
     }
     for (size_t which = 0; which < 2; ++which) {
       const int64_t capacity = round_up_to(used[which] + 1, kTileSlots);
-      std::vector<std::byte>& storage = storages.emplace_back(static_cast<size_t>(kv_storage_bytes(c.type, padded, capacity)));
+      std::vector<std::byte>& storage =
+          storages.emplace_back(static_cast<size_t>(kv_storage_bytes(c.type, padded, capacity)));
       fill_garbage(c.type, padded, capacity, random, storage.data());
       for (KvRun& run : runs) {
         if (run.storage != nullptr || run.capacity != static_cast<int64_t>(which)) continue;
@@ -92,8 +94,8 @@ struct SequenceData {
         run.storage = storage.data();
         for (int64_t i = 0; i < run.n_keys; ++i) {
           const int64_t at = ((run.first_position + i) * c.n_kv_heads + kv_head) * c.head_dim;
-          kernels().write_kv_slot(c.type, k.data() + at, v.data() + at, c.head_dim, padded, capacity, run.first_slot + i,
-                                  storage.data());
+          kernels().write_kv_slot(c.type, k.data() + at, v.data() + at, c.head_dim, padded, capacity,
+                                  run.first_slot + i, storage.data());
         }
       }
     }
@@ -115,8 +117,8 @@ void run_attention(SpanAttention& attention, const AttentionCase& c, std::span<c
   attention.run({c.type, c.n_kv_heads * c.n_rep, c.n_kv_heads, c.head_dim, q, out, sequences}, context);
 }
 
-// |score| is up to some 10, so its float rounding makes 1e-6 of a weight. q8 rounds the query to 1 part in 32,512 of its
-// largest, a score by 1e-4 at most, and weights to 1 part in 130,560 of the largest, up to 512 of them in one sum
+// |score| is up to some 10, so its float rounding makes 1e-6 of a weight. q8 rounds the query to 1 part in 32,512 of
+// its largest, a score by 1e-4 at most, and weights to 1 part in 130,560 of the largest, up to 512 of them in one sum
 // (random signs: 23 times that). Values are below 1.
 double tolerance_of(KvType type) { return type == KvType::kQ8 ? 2e-4 : 5e-6; }
 
@@ -186,8 +188,16 @@ TEST(SpanAttention, EveryGroupSize) {
   for (const KvType type : kKvTypes)
     for (int64_t n_rep = 1; n_rep <= 17; ++n_rep)
       for (const int64_t n_rows : {1, 9}) {
-        check({.type = type, .n_positions = 75, .n_rows = n_rows, .n_rep = n_rep, .head_dim = 80, .span = 40, .n_sink = 4,
-               .mixed_spans = true, .seed = static_cast<uint64_t>(n_rep)}, contexts);
+        check({.type = type,
+               .n_positions = 75,
+               .n_rows = n_rows,
+               .n_rep = n_rep,
+               .head_dim = 80,
+               .span = 40,
+               .n_sink = 4,
+               .mixed_spans = true,
+               .seed = static_cast<uint64_t>(n_rep)},
+              contexts);
         if (HasFatalFailure()) return;
       }
 }
@@ -200,7 +210,8 @@ TEST(SpanAttention, BatchEqualsEachAlone) {
       for_each_isa([&] {
         SCOPED_TRACE(c.describe());
         std::vector<SequenceData> all;
-        const std::pair<int64_t, int64_t> lengths[] = {{40, 1}, {600, 33}, {1, 1}, {130, 1}, {97, 97}, {2, 2}, {700, 1}};
+        const std::pair<int64_t, int64_t> lengths[] = {{40, 1},  {600, 33}, {1, 1},  {130, 1},
+                                                       {97, 97}, {2, 2},    {700, 1}};
         for (const auto& [n_positions, n_rows] : lengths) {
           AttentionCase one = c;
           one.n_positions = n_positions, one.n_rows = n_rows, one.seed = static_cast<uint64_t>(n_positions);
@@ -227,7 +238,8 @@ TEST(SpanAttention, BatchEqualsEachAlone) {
             Poisoned alone(std::ssize(all[i].q));
             run_attention(attention, c, std::span(&all[i].sequence, 1), all[i].q.data(), alone.data(), context);
             ASSERT_NO_FATAL_FAILURE(expect_same_bits(
-                together.values().subspan(static_cast<size_t>(sequences[i].first_row * row_floats), all[i].q.size()), alone.values()));
+                together.values().subspan(static_cast<size_t>(sequences[i].first_row * row_floats), all[i].q.size()),
+                alone.values()));
           }
         }
       });
@@ -241,7 +253,8 @@ TEST(SpanAttention, TinyNumbers) {
   for (const KvType type : kKvTypes)
     for (const float scale : {0.0f, 1e-45f, 1e-40f, 1e-36f, 1e-33f, 1e-31f})
       for (const int64_t n_rows : {1, 3}) {
-        AttentionCase c{.type = type, .n_positions = 20, .n_rows = n_rows, .n_kv_heads = 1, .n_rep = 1, .head_dim = 16, .span = 20};
+        AttentionCase c{
+            .type = type, .n_positions = 20, .n_rows = n_rows, .n_kv_heads = 1, .n_rep = 1, .head_dim = 16, .span = 20};
         for_each_isa([&] {
           SCOPED_TRACE(testing::Message() << c.describe() << " scale " << scale);
           SequenceData data(c);
@@ -249,7 +262,8 @@ TEST(SpanAttention, TinyNumbers) {
           const KvRun run = data.heads[0].runs[0];
           for (int64_t slot = run.first_slot; slot < run.first_slot + run.n_keys; ++slot) {
             const std::vector<float> k = random.vector(16, scale), v = random.vector(16, scale);
-            kernels().write_kv_slot(type, k.data(), v.data(), 16, 16, run.capacity, slot, const_cast<std::byte*>(run.storage));
+            kernels().write_kv_slot(type, k.data(), v.data(), 16, 16, run.capacity, slot,
+                                    const_cast<std::byte*>(run.storage));
           }
           data.heads[0].n_runs = 1;
           data.heads[0].spans = data.spans.data();
@@ -269,7 +283,14 @@ TEST(SpanAttention, InvisibleKeysHaveNoInfluence) {
   Contexts contexts;
   for (const KvType type : kKvTypes)
     for (const int64_t n_rows : {1, 20}) {
-      AttentionCase c{.type = type, .n_positions = 100, .n_rows = n_rows, .n_kv_heads = 1, .n_rep = 2, .head_dim = 64, .span = 30, .n_sink = 4};
+      AttentionCase c{.type = type,
+                      .n_positions = 100,
+                      .n_rows = n_rows,
+                      .n_kv_heads = 1,
+                      .n_rep = 2,
+                      .head_dim = 64,
+                      .span = 30,
+                      .n_sink = 4};
       for_each_isa([&] {
         SCOPED_TRACE(c.describe());
         // One storage with every position, seen or not.

@@ -1,5 +1,5 @@
-// ops/test_util.h: what the tests of the ops share: fresh random inputs, poisoned outputs with canaries behind them, and
-// the walk over the instruction levels of this machine. Included by tests and by nothing else.
+// ops/test_util.h: what the tests of the ops share: fresh random inputs, poisoned outputs with canaries behind them,
+// and the walk over the instruction levels of this machine. Included by tests and by nothing else.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -96,15 +96,21 @@ inline std::vector<int64_t> f16_scale_offsets(DType type) {
   switch (type) {
     case DType::kQ4_0:
     case DType::kQ5_0:
-    case DType::kQ8_0: return {0};
+    case DType::kQ8_0:
+      return {0};
     case DType::kQ4_1:
     case DType::kQ5_1:
     case DType::kQ4_K:
-    case DType::kQ5_K: return {0, 2};
-    case DType::kQ2_K: return {80, 82};
-    case DType::kQ3_K: return {108};
-    case DType::kQ6_K: return {208};
-    default: return {};
+    case DType::kQ5_K:
+      return {0, 2};
+    case DType::kQ2_K:
+      return {80, 82};
+    case DType::kQ3_K:
+      return {108};
+    case DType::kQ6_K:
+      return {208};
+    default:
+      return {};
   }
 }
 
