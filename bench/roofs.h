@@ -175,7 +175,7 @@ inline Roofs measure_roofs(IsaLevel level, int n_threads) {
     double best = 1e30;
     for (int i = 0; i < 7; ++i) {
       const auto start = std::chrono::steady_clock::now();
-      team.run([&](int thread) {
+      team.each(team.size(), [&](int64_t thread, int) {
         // Kept: a store that another thread could see.
         reinterpret_cast<volatile uint64_t&>(sinks[static_cast<size_t>(thread)][0]) = body(thread);
       });

@@ -35,16 +35,29 @@ ThreadTeam::~ThreadTeam() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadTeam::start(Function function, void* context) {
-  function_ = function;
-  context_ = context;
-  n_running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  section_.fetch_add(1, std::memory_order_release);
-  section_.notify_all();
+void ThreadTeam::take_items(int thread) {
+  for (;;) {
+    const int64_t item = next_item_.fetch_add(1, std::memory_order_relaxed);
+    if (item >= n_items_) return;
+    function_(context_, item, thread);
+  }
 }
 
-void ThreadTeam::wait() {
-  for (int spin = 0; n_running_.load(std::memory_order_acquire) != 0; ++spin) {
+// Closing before counting, and (in work) counting before looking whether it is open, both sequentially consistent: either
+// the worker sees the section closed and stays out, or this thread sees the worker inside and waits for it.
+void ThreadTeam::run_section(Function function, void* context, int64_t n) {
+  function_ = function;
+  context_ = context;
+  n_items_ = n;
+  next_item_.store(0, std::memory_order_relaxed);
+  uint32_t section = section_.load(std::memory_order_relaxed) + 1;
+  if (section == 0) section = 1;  // 0 means closed
+  open_.store(section, std::memory_order_seq_cst);
+  section_.store(section, std::memory_order_release);
+  section_.notify_all();
+  take_items(0);
+  open_.store(0, std::memory_order_seq_cst);
+  for (int spin = 0; n_inside_.load(std::memory_order_seq_cst) != 0; ++spin) {
     relax();
     if (spin > kSpins) sched_yield();
   }
@@ -64,8 +77,10 @@ void ThreadTeam::work(int thread) {
     }
     seen = section;
     if (stop_.load(std::memory_order_relaxed)) return;
-    function_(context_, thread);
-    n_running_.fetch_sub(1, std::memory_order_release);
+    n_inside_.fetch_add(1, std::memory_order_seq_cst);
+    // Whatever section is open now may be joined: its items are there to be taken.
+    if (open_.load(std::memory_order_seq_cst) != 0) take_items(thread);
+    n_inside_.fetch_sub(1, std::memory_order_release);
   }
 }
 

@@ -9,19 +9,6 @@
 namespace polyspan {
 namespace {
 
-TEST(ThreadTeam, RunCallsEveryThreadOnce) {
-  for (const int n_threads : {1, 2, 3, 8}) {
-    SCOPED_TRACE(n_threads);
-    ThreadTeam team(n_threads);
-    ASSERT_EQ(team.size(), n_threads);
-    std::vector<int> calls(static_cast<size_t>(n_threads), 0);  // each thread writes its own
-    for (int section = 1; section <= 200; ++section) {
-      team.run([&](int thread) { ++calls[static_cast<size_t>(thread)]; });
-      for (const int n : calls) ASSERT_EQ(n, section);  // all have finished when run() returns
-    }
-  }
-}
-
 TEST(ThreadTeam, SplitCoversInOrderedParts) {
   for (const int n_threads : {1, 2, 3, 8}) {
     ThreadTeam team(n_threads);
@@ -29,13 +16,14 @@ TEST(ThreadTeam, SplitCoversInOrderedParts) {
       SCOPED_TRACE(testing::Message() << n_threads << " threads, " << n << " items");
       std::vector<int> seen(static_cast<size_t>(n), 0);
       std::atomic<int> n_parts = 0;
-      team.split(n, [&](int64_t begin, int64_t end) {
+      team.split(n, [&](int64_t begin, int64_t end, int thread) {
         EXPECT_LT(begin, end);
+        EXPECT_TRUE(thread >= 0 && thread < n_threads);
         ++n_parts;
         for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
       });
       for (const int count : seen) ASSERT_EQ(count, 1);
-      EXPECT_LE(n_parts, n_threads);
+      EXPECT_LE(n_parts, ThreadTeam::kPartsPerThread * n_threads);
     }
   }
 }
@@ -60,11 +48,21 @@ TEST(ThreadTeam, SectionsSeeEachOther) {
   ThreadTeam team(3);
   std::vector<int64_t> values(3, 0);
   for (int64_t section = 1; section <= 2000; ++section) {
-    team.run([&](int thread) { values[static_cast<size_t>(thread)] += section; });
-    team.run([&](int thread) {
-      const size_t left = static_cast<size_t>((thread + 1) % 3);
+    team.each(3, [&](int64_t item, int) { values[static_cast<size_t>(item)] += section; });
+    team.each(3, [&](int64_t item, int) {
+      const size_t left = static_cast<size_t>((item + 1) % 3);
       EXPECT_EQ(values[left], section * (section + 1) / 2);
     });
+  }
+}
+
+// Sections of one item more than threads, one after the other: a worker that comes late must not touch a finished section.
+TEST(ThreadTeam, LateWorkersStayOutOfFinishedSections) {
+  ThreadTeam team(4);
+  for (int section = 0; section < 20000; ++section) {
+    std::vector<int> done(5, 0);  // dies with the section
+    team.each(5, [&done](int64_t item, int) { ++done[static_cast<size_t>(item)]; });
+    ASSERT_EQ(done, std::vector<int>(5, 1));
   }
 }
 
@@ -74,7 +72,7 @@ TEST(ThreadTeam, WakesAfterAPause) {
   for (int round = 0; round < 3; ++round) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     std::atomic<int> calls = 0;
-    team.run([&](int) { ++calls; });
+    team.each(3, [&](int64_t, int) { ++calls; });
     EXPECT_EQ(calls, 3);
   }
 }

@@ -36,7 +36,7 @@ void Transformer::reserve(int64_t n_tokens) {
 
 void Transformer::norm(const std::vector<float>& weight, int64_t n_tokens) {
   const int64_t d = config_.d_model;
-  context_.team().split(n_tokens, [&](int64_t begin, int64_t end) {
+  context_.team().split(n_tokens, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t)
       kernels().rmsnorm_row(act_.x.data() + t * d, weight.data(), d, config_.norm_eps, act_.normed.data() + t * d);
   });

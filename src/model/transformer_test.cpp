@@ -180,11 +180,12 @@ TEST(Transformer, UniformPlanIsTheMask) {
 }
 
 // Decode equals prefill cut anywhere. F32 weights: rounding of float sums, 1e-4. Quantised weights: activations are
-// rounded to 8 bits, and where the two ways round an activation differently it moves by a whole step, 1/127 of its
-// block's largest: 0.4% of one value in many, which the layers carry on.
+// rounded to 8 bits. Where the two ways round one of them differently, it moves by a whole step, 1/127 of its block's
+// largest; the next product's inputs are then all a little off, more of them cross a step, and after a few products the
+// two ways differ by as much as that rounding itself costs: some 1%, worst position of all.
 TEST(Transformer, ChunksEqualDecode) {
-  const std::pair<DType, double> types[] = {{DType::kF32, 1e-4},  {DType::kF16, 1e-4},  {DType::kQ4_1, 1e-2},
-                                            {DType::kQ8_0, 1e-2}, {DType::kQ4_K, 1e-2}, {DType::kQ6_K, 1e-2}};
+  const std::pair<DType, double> types[] = {{DType::kF32, 1e-4},  {DType::kF16, 1e-4},  {DType::kQ4_1, 2e-2},
+                                            {DType::kQ8_0, 2e-2}, {DType::kQ4_K, 2e-2}, {DType::kQ6_K, 2e-2}};
   for (const auto& [type, bound] : types)
     for (const char* arch : {"llama", "qwen2"})
       for (const auto& [n_heads, n_kv_heads] : {std::pair<int64_t, int64_t>{3, 3}, {6, 2}, {7, 1}}) {

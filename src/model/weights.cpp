@@ -32,7 +32,7 @@ void pack(const PackJob& job, std::byte* memory, const GgufFile& file, OpContext
   const int64_t tiles_per_slice = std::max<int64_t>(1, (8 << 20) / (file_row_bytes * 16));
   for (int64_t first = 0; first < m.n_tiles(); first += tiles_per_slice) {
     const int64_t n = std::min(tiles_per_slice, m.n_tiles() - first);
-    context.team().split(n, [&](int64_t begin, int64_t end) {
+    context.team().split(n, [&](int64_t begin, int64_t end, int) {
       pack_tiles(m.type, job.tensor->data.data(), m.d_out, m.d_in, first + begin, first + end, memory + job.offset);
     });
     const int64_t byte_begin = first * 16 * file_row_bytes;

@@ -64,11 +64,9 @@ void matmul(const MatmulInput& x, std::span<const MatmulOutput> outputs, OpConte
     kernels().matmul_tiles(args);
   };
   if (x.n_tokens == 1) {
-    // Contiguous halves: each thread streams through its own part of the weights.
-    context.team().run([&](int thread) {
-      const int64_t n = context.n_threads();
-      for (int64_t pair = total_pairs * thread / n; pair < total_pairs * (thread + 1) / n; ++pair)
-        run_item(pair, 0, thread);
+    // Contiguous parts: each thread streams through its own stretch of the weights.
+    context.team().split(total_pairs, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t pair = begin; pair < end; ++pair) run_item(pair, 0, thread);
     });
   } else {
     context.team().each(total_pairs * n_token_parts, [&](int64_t item, int thread) {
@@ -104,9 +102,8 @@ void matmul_swiglu(const MatmulInput& x, const PackedMatrix& gate, const PackedM
     kernels().matmul_tiles(args);
   };
   if (x.n_tokens == 1) {
-    context.team().run([&](int thread) {
-      const int64_t n = context.n_threads();
-      for (int64_t tile = n_tiles * thread / n; tile < n_tiles * (thread + 1) / n; ++tile) run_item(tile, 0, thread);
+    context.team().split(n_tiles, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t tile = begin; tile < end; ++tile) run_item(tile, 0, thread);
     });
   } else {
     context.team().each(n_tiles * n_token_parts, [&](int64_t item, int thread) {
@@ -117,7 +114,7 @@ void matmul_swiglu(const MatmulInput& x, const PackedMatrix& gate, const PackedM
 
 void quantize_activations(const float* x, int64_t n_tokens, int64_t d_in, ActBlock* out, OpContext& context) {
   POLYSPAN_CHECK(d_in % kBlockCols == 0);
-  context.team().split(n_tokens, [&](int64_t begin, int64_t end) {
+  context.team().split(n_tokens, [&](int64_t begin, int64_t end, int) {
     kernels().quantize_activations(x + begin * d_in, (end - begin) * d_in, out + begin * (d_in / kBlockCols));
   });
 }

@@ -29,7 +29,7 @@ void RopeTable::compute(const RopeConfig& config, std::span<const int64_t> posit
 void apply_rope(const RopeConfig& config, const RopeTable& table, float* x, int64_t n_tokens, int64_t stride,
                 int64_t n_heads, int64_t head_dim, float scale, OpContext& context) {
   POLYSPAN_CHECK(config.n_dims <= head_dim && config.n_dims % 2 == 0);
-  context.team().split(n_tokens, [&](int64_t begin, int64_t end) {
+  context.team().split(n_tokens, [&](int64_t begin, int64_t end, int) {
     for (int64_t token = begin; token < end; ++token)
       kernels().rope_row({x + token * stride, n_heads, head_dim, config.n_dims / 2, table.cos(token), table.sin(token),
                           config.pairing == RopePairing::kInterleaved, scale});
