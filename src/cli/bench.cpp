@@ -96,7 +96,7 @@ void bench(BenchOptions& o) {
   for (int64_t n : o.prompts)
     if (n < 1) throw Error::usage("--prompt ", n, ": at least 1 token is needed");
   for (int64_t n : o.depths)
-    if (n < 0) throw Error::usage("--depth ", n, ": it must not be negative");
+    if (n < 0 || n > int64_t{1} << 31) throw Error::usage("--depth ", n, ": it must be between 0 and ", int64_t{1} << 31);
   constexpr int64_t kMost = 1 << 24;  // so that no product overflows
   if (o.gen < 1 || o.reps < 1 || o.gen > kMost || o.reps > kMost) throw Error::usage("--gen and --reps must be between 1 and ", kMost);
   const std::unique_ptr<Engine> engine = o.common.load();

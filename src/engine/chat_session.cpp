@@ -27,7 +27,17 @@ GenerateResult ChatSession::ask(const std::string& user_text, const GenerateOpti
   if (static_cast<int64_t>(prompt.size()) >= sequence_->room())
     throw Error::bad_input("the conversation is full: ", sequence_->n_tokens(), " of ", sequence_->cache().max_tokens(),
                            " tokens are used and this turn needs ", prompt.size(), " more and room for the answer");
-  GenerateResult result = generate(engine_, *sequence_, prompt, options, on_text, progress);
+  GenerateResult result;
+  const int64_t n_before = sequence_->n_tokens();
+  try {
+    result = generate(engine_, *sequence_, prompt, options, on_text, progress);
+  } catch (...) {  // on_text, or no memory: what is in the cache stays, and the next turn closes the unfinished one
+    if (sequence_->n_tokens() != n_before) {
+      unfed_ = std::nullopt;
+      ended_ = false;
+    }
+    throw;
+  }
   unfed_ = result.tokens.empty() ? std::nullopt : std::optional(result.tokens.back());
   ended_ = result.ended_with_token;
   return result;

@@ -5,6 +5,18 @@
 #include "core/error.h"
 
 namespace polyspan {
+namespace {
+
+void check_tokens(const Sequence& sequence, std::span<const TokenId> tokens, int64_t vocab_size) {
+  if (tokens.empty()) throw Error::bad_input("a step without tokens: the prompt is empty");
+  if (std::ssize(tokens) > sequence.room())
+    throw Error::bad_input(tokens.size(), " more tokens do not fit: the sequence holds ", sequence.n_tokens(), " of ",
+                           sequence.cache().max_tokens(), " tokens");
+  for (const TokenId id : tokens)
+    if (id < 0 || id >= vocab_size) throw Error::bad_input("token ", id, " is outside the vocabulary of ", vocab_size);
+}
+
+}  // namespace
 
 std::unique_ptr<Engine> Engine::load(const std::filesystem::path& path, int n_threads, Progress& progress) {
   if (n_threads < 1 || n_threads > 1024) throw Error::usage("the number of threads is ", n_threads, "; it must be between 1 and 1024");
@@ -39,16 +51,10 @@ std::unique_ptr<Sequence> Engine::new_sequence(const SpanPlan& plan, int64_t pla
 
 void Engine::step(std::span<const StepRequest> requests, Progress& progress) {
   int64_t total = 0;
-  for (const StepRequest& request : requests) {
-    const int64_t n = static_cast<int64_t>(request.tokens.size());
-    if (n == 0) throw Error::bad_input("a step without tokens: the prompt is empty");
-    if (n > request.sequence->room())
-      throw Error::bad_input(n, " more tokens do not fit: the sequence holds ", request.sequence->n_tokens(), " of ",
-                             request.sequence->cache().max_tokens(), " tokens");
-    for (TokenId id : request.tokens)
-      if (id < 0 || id >= config().vocab_size)
-        throw Error::bad_input("token ", id, " is outside the vocabulary of ", config().vocab_size);
-    total += n;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    check_tokens(*requests[i].sequence, requests[i].tokens, config().vocab_size);
+    for (size_t j = 0; j < i; ++j) POLYSPAN_CHECK(requests[j].sequence != requests[i].sequence, "a sequence is in a step twice");
+    total += std::ssize(requests[i].tokens);
   }
   progress.start("prefill", total);
   std::vector<size_t> done(requests.size(), 0);
@@ -101,7 +107,7 @@ void Engine::score(Sequence& sequence, std::span<const TokenId> tokens, int64_t 
                    const std::function<void(int64_t, std::span<const float>, int64_t)>& visit, Progress& progress) {
   constexpr int64_t kRows = 32;  // 6 MB of logits for a vocabulary of 49k
   const int64_t n = static_cast<int64_t>(tokens.size()), vocab = config().vocab_size;
-  if (n > sequence.room()) throw Error::bad_input(n, " tokens do not fit into the ", sequence.room(), " that the sequence has left");
+  check_tokens(sequence, tokens, vocab);
   std::vector<float> logits(static_cast<size_t>(kRows * vocab));
   progress.start("scoring", n);
   for (int64_t begin = 0; begin < n; begin += model_->max_batch_tokens()) {

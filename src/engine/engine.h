@@ -59,7 +59,8 @@ class Engine {
   std::unique_ptr<Sequence> new_sequence(const SpanPlan& plan, int64_t planned_length, KvType type) const;
 
   // Computes all requests, in forward passes of at most model().max_batch_tokens() tokens; several sequences share a
-  // pass. A sequence's result does not depend on the others. `progress` is told the tokens done.
+  // pass. A sequence's result does not depend on the others. `progress` is told the tokens done. Throws Error (kBadInput)
+  // before anything is computed. REQUIRES: each sequence once; caches of one element type.
   void step(std::span<const StepRequest> requests, Progress& progress = no_progress());
 
   // Calls visit(first, logits [n, vocab_size], n) for the logits after each of `tokens` [visit_from, end), some rows at a

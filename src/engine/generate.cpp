@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "core/error.h"
 
@@ -17,9 +18,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 std::string StopMatcher::push(std::string_view text) {
   if (stopped_) return {};
   held_ += text;
-  size_t first = std::string::npos;
-  for (const std::string& stop : stops_)
-    if (!stop.empty()) first = std::min(first, held_.find(stop));
+  // The stop string that is complete first counts, of several that end together the longest: then it does not matter in
+  // which pieces the text came.
+  size_t first = std::string::npos, end = std::string::npos;
+  for (const std::string& stop : stops_) {
+    const size_t at = stop.empty() ? std::string::npos : held_.find(stop);
+    if (at == std::string::npos || at + stop.size() > end || (at + stop.size() == end && at > first)) continue;
+    first = at;
+    end = at + stop.size();
+  }
   if (first != std::string::npos) {
     stopped_ = true;
     std::string certain = held_.substr(0, first);
@@ -52,7 +59,7 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
   std::vector<float> logits(static_cast<size_t>(engine.config().vocab_size));
   bool go_on = true;
   const auto emit = [&](const std::string& text) {
-    if (text.empty()) return;
+    if (text.empty() || !go_on) return;  // whoever has said no is not asked again
     result.text += text;
     if (on_text && !on_text(text)) go_on = false;
   };

@@ -38,7 +38,8 @@ struct GenerateResult {
 GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const TokenId> prompt, const GenerateOptions& options,
                         const std::function<bool(std::string_view)>& on_text = {}, Progress& progress = no_progress());
 
-// Holds text back as long as it could be the beginning of a stop string.
+// Holds text back as long as it could be the beginning of a stop string. The first stop string that is complete ends the
+// text, whatever pieces it comes in.
 class StopMatcher {
  public:
   explicit StopMatcher(std::vector<std::string> stops) : stops_(std::move(stops)) {}

@@ -22,7 +22,12 @@ void SamplingOptions::check() const {
 Sampler::Sampler(const SamplingOptions& options) : options_(options), random_(options.seed) { options_.check(); }
 
 TokenId greedy_token(std::span<const float> logits) {
-  return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  size_t best = 0;
+  while (best < logits.size() && std::isnan(logits[best])) ++best;
+  if (best == logits.size()) return 0;
+  for (size_t id = best + 1; id < logits.size(); ++id)
+    if (logits[id] > logits[best]) best = id;
+  return static_cast<TokenId>(best);
 }
 
 TokenId Sampler::sample(std::span<float> logits, std::span<const TokenId> history) {

@@ -40,7 +40,7 @@ class Sampler {
   std::vector<Candidate> candidates_;
 };
 
-// The most likely token; the lowest id among equals.
+// The most likely token; the lowest id among equals. A NaN is chosen (as token 0) only where all logits are NaN.
 TokenId greedy_token(std::span<const float> logits);
 
 }  // namespace polyspan

@@ -36,8 +36,8 @@ PasskeyGenerator::PasskeyGenerator(const Tokenizer& tokenizer, const ChatFormat*
   } else {
     all = tokenizer.encode(std::string(kInstruction) + std::string(kMark) + std::string(kQuestion) + "\n", {.add_bos = tokenizer.adds_bos()});
   }
-  const auto cut = std::search(all.begin(), all.end(), mark.end() - 1, mark.end());
-  POLYSPAN_CHECK(cut != all.end());
+  const auto cut = mark.empty() ? all.end() : std::find(all.begin(), all.end(), mark.back());
+  if (cut == all.end()) throw Error::unsupported("the tokenizer has no token for the byte 1, which pass-key prompts are cut at");
   head_.assign(all.begin(), cut);
   tail_.assign(cut + 1, all.end());
   answer_start_ = tokenizer.encode(kAnswerStart, {});
@@ -86,6 +86,10 @@ std::vector<PasskeyRow> evaluate_passkey(Engine& engine, const SpanPlan& plan, s
   std::vector<float> logits(static_cast<size_t>(engine.config().vocab_size));
   int64_t total = 0, done = 0;
   for (int64_t length : options.lengths) total += 2 * options.n_samples * length;
+  for (int64_t length : options.lengths) {  // what cannot be served is found before the work
+    engine.new_sequence(plan, length, options.kv_type);
+    for (FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural}) generator.make(kind, length, options.seed);
+  }
   progress.start("pass key", total);
   for (int64_t length : options.lengths) {
     PasskeyRow row;

@@ -1,5 +1,6 @@
 #include "eval/perplexity.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -10,6 +11,7 @@ namespace polyspan {
 PerplexityResult perplexity(Engine& engine, std::string_view text, const SpanPlan& plan, const PerplexityOptions& options, Progress& progress) {
   const int64_t window = options.window_tokens;
   if (window < 4) throw Error::usage("windows of ", window, " tokens; at least 4 are needed");
+  if (options.n_windows < 0) throw Error::usage(options.n_windows, " windows; at least 1 is needed, or 0 for all");
   const std::vector<TokenId> tokens = engine.tokenizer().encode(text, {});
   const int64_t whole = static_cast<int64_t>(tokens.size()) / window;
   if (whole == 0 || whole < options.n_windows)

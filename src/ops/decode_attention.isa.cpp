@@ -14,6 +14,9 @@ constexpr int kMaxRep = 3;
 constexpr int kMaxRep = 8;
 #endif
 
+// 2 KiB to 8 KiB ahead: the same within noise on Zen 5 (195.8, 197.0, 196.9 tokens/s with q8); 12 KiB 192.0.
+constexpr int64_t kPrefetchBytes = 4096;
+
 // Scores of 16 keys for kRep heads. Two partial sums a head hide the latency of the multiply-add.
 template <KvType kType, int kRep>
 POLYSPAN_INLINE void half_scores(const std::byte* tile, const float* q, int64_t head_dim, F32x16 (&scores)[kRep]) {
@@ -21,7 +24,7 @@ POLYSPAN_INLINE void half_scores(const std::byte* tile, const float* q, int64_t 
   for (int r = 0; r < kRep; ++r) even[r] = odd[r] = zero_f32();
   for (int64_t i = 0; i < head_dim; i += 2) {
     const F32x16 k0 = load_half<kType>(tile + i * 32), k1 = load_half<kType>(tile + i * 32 + 32);
-    prefetch(tile + i * 32 + 4096);
+    prefetch(tile + i * 32 + kPrefetchBytes);
     for (int r = 0; r < kRep; ++r) {
       even[r] = fma(k0, broadcast(q[r * head_dim + i]), even[r]);
       odd[r] = fma(k1, broadcast(q[r * head_dim + i + 1]), odd[r]);
@@ -38,7 +41,10 @@ struct SplitQuery {
 };
 void split_query(const float* q, int64_t head_dim, SplitQuery& out) {
   float largest = 0;
-  for (int64_t i = 0; i < head_dim; ++i) largest = __builtin_fmaxf(largest, __builtin_fabsf(q[i]));
+  for (int64_t i = 0; i < head_dim; ++i) {
+    const float magnitude = __builtin_fabsf(q[i]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
   out.scale = largest / 16256.0f;  // 127 * 128
   out.sum_high = out.sum_low = 0;
   const float inverse = largest > kLeastScaled ? 16256.0f / largest : 0.0f;
@@ -62,7 +68,7 @@ POLYSPAN_INLINE void q8_scores(const std::byte* tile, const SplitQuery* q, int64
   const uint8_t* codes = reinterpret_cast<const uint8_t*>(tile);
   for (int64_t quad = 0; quad < head_dim / 4; ++quad) {
     const U8x64 k = load_bytes(codes + quad * 64);
-    prefetch(codes + quad * 64 + 2048);
+    prefetch(codes + quad * 64 + kPrefetchBytes);
     for (int r = 0; r < kRep; ++r) {
       high[r] = dot4<true>(high[r], k, broadcast_quad(q[r].high + 4 * quad));
       low[r] = dot4<true>(low[r], k, broadcast_quad(q[r].low + 4 * quad));
@@ -86,8 +92,8 @@ POLYSPAN_INLINE void add_half_values(const KvRun& run, const float* weights, int
     const std::byte* values = value_tile(run, kType, head_dim, slot / kTileSlots) + 2 * (row * head_dim + col);
     F32x16 v[kCols];
     for (int c = 0; c < kCols; ++c) v[c] = load_half<kType>(values + 32 * c);
-    prefetch(values + 4096);
-    if constexpr (kCols > 2) prefetch(values + 4096 + 64);
+    prefetch(values + kPrefetchBytes);
+    if constexpr (kCols > 2) prefetch(values + kPrefetchBytes + 64);
     for (int r = 0; r < kRep; ++r) {
       const F32x16 w = broadcast(weights[r * kDecodeScratchSlots + at]);
       for (int c = 0; c < kCols; ++c) acc[r][c] = fma(w, v[c], acc[r][c]);
@@ -123,7 +129,7 @@ POLYSPAN_INLINE void add_q8_values(const KvRun& run, const SplitWeights* weights
       U8x64 v[kCols];
       for (int c = 0; c < kCols; ++c) {
         v[c] = load_bytes(codes + 64 * c);
-        prefetch(codes + 64 * c + 2048);
+        prefetch(codes + 64 * c + kPrefetchBytes);
       }
       for (int r = 0; r < kRep; ++r) {
         const U8x64 w_high = broadcast_quad(reinterpret_cast<const int8_t*>(weights[r].high + at));
@@ -189,6 +195,7 @@ void decode_group(const DecodeAttentionArgs& args, int64_t first_head) {
       F32x16 s[kRep];
       if constexpr (kType == KvType::kQ8) {
         q8_scores<kRep>(key_tile(run, kType, head_dim, tile), split, head_dim, s);
+        prefetch(value_tile(run, kType, head_dim, tile) + 16 * head_dim);  // its scales are read before its values
       } else {
         half_scores<kType, kRep>(key_tile(run, kType, head_dim, tile), q, head_dim, s);
       }

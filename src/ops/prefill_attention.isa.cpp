@@ -58,16 +58,21 @@ void expand_tile(const KvRun& run, int64_t first_slot, int64_t head_dim, float* 
     const std::byte* k = key_tile(run, kType, head_dim, tile);
     const std::byte* v = value_tile(run, kType, head_dim, tile);
     if constexpr (kType == KvType::kQ8) {
-      const float* k_scale = reinterpret_cast<const float*>(k + 16 * head_dim);
+      const F32x16 k_scale = load(reinterpret_cast<const float*>(k + 16 * head_dim));
       const uint8_t* codes = reinterpret_cast<const uint8_t*>(k);
-      for (int64_t i = 0; i < head_dim; ++i)
-        for (int64_t lane = 0; lane < kTileSlots; ++lane)
-          k_out[i * kKeys + lane] = static_cast<float>(codes[i / 4 * 64 + lane * 4 + i % 4] - 128) * k_scale[lane];
+      for (int64_t i = 0; i < head_dim; ++i) {
+        uint8_t lanes[kTileSlots];  // every fourth byte
+        for (int64_t lane = 0; lane < kTileSlots; ++lane) lanes[lane] = codes[i / 4 * 64 + lane * 4 + i % 4];
+        store(k_out + i * kKeys, (load_u8(lanes) - broadcast(128.0f)) * k_scale);
+      }
       const float* v_scale = reinterpret_cast<const float*>(v + 16 * head_dim);
       const int8_t* v_codes = reinterpret_cast<const int8_t*>(v);
       for (int64_t lane = 0; lane < kTileSlots; ++lane)
-        for (int64_t i = 0; i < head_dim; ++i)
-          v_out[lane * head_dim + i] = static_cast<float>(v_codes[(lane / 4 * head_dim + i) * 4 + lane % 4]) * v_scale[lane];
+        for (int64_t i = 0; i < head_dim; i += kLanes) {
+          int8_t row[kLanes];
+          for (int64_t j = 0; j < kLanes; ++j) row[j] = v_codes[(lane / 4 * head_dim + i + j) * 4 + lane % 4];
+          store(v_out + lane * head_dim + i, load_i8(row) * broadcast(v_scale[lane]));
+        }
     } else {
       for (int64_t i = 0; i < head_dim; ++i) store(k_out + i * kKeys, load_half<kType>(k + i * 32));
       for (int64_t i = 0; i < kTileSlots * head_dim; i += kLanes) store(v_out + i, load_half<kType>(v + 2 * i));
