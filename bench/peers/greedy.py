@@ -2,9 +2,9 @@
 """Greedy text of polyspan and of llama.cpp, token by token, for 20 prompts.
 
 Where they part, llama.cpp's two best logits at that place are printed with the gap between them. Beside it stands the
-peer's own rounding there: how far the same gap moves when llama.cpp reads the same tokens in one batch and one by one
-and, with --exact, from the same weights written as F32 (its activations are then not rounded to 8 bits). A gap below
-that is a tie; a larger one is a difference to explain.
+peer's own rounding: how far that gap moves when llama.cpp reads the same tokens in one batch and one by one and, with
+--exact, the furthest that the gap of the two best moves, at any token up to there, against the same weights written as
+F32 (where activations are not rounded to 8 bits). A gap below that is a tie; a larger one is a difference to explain.
 
     greedy.py --model MODEL [--exact] [--tokens 64] [-o docs/results/NAME]
 """
@@ -76,12 +76,21 @@ def gap_at(peer, tokens, best, step):
         return float(logits[best[0][0]] - logits[best[1][0]])
 
 
-def rounding_at(peer, exact, tokens, best):
-    """How far the gap between two tokens moves over the ways in which the peer can compute it."""
+def rounding_at(peer, exact, prompt, theirs):
+    """How far the gap between the two best tokens moves over the ways in which the peer can compute it, at the last of
+    `theirs`; with `exact`, the furthest that it moves at any of them (one place alone is a draw of luck)."""
+    best, tokens = theirs[-1], prompt + [step[0][0] for step in theirs[:-1]]
     gaps = [best[0][1] - best[1][1], gap_at(peer, tokens, best, len(tokens)), gap_at(peer, tokens, best, 1)]
+    rounding = max(gaps) - min(gaps)
     if exact:
-        gaps.append(gap_at(exact, tokens, best, len(tokens)))
-    return max(gaps) - min(gaps)
+        with exact.context(len(tokens) + 8) as context:
+            context.feed(prompt)
+            for step in theirs:
+                logits = context.logits()
+                gap = float(logits[step[0][0]] - logits[step[1][0]])
+                rounding = max(rounding, abs(gap - (step[0][1] - step[1][1])))
+                context.feed([step[0][0]])
+    return rounding
 
 
 def exact_peer(args, folder):
@@ -136,13 +145,12 @@ def compare_one(args, peer, exact, prompt):
     row = {"prompt": prompt, "prompt_tokens": [ours["prompt_tokens"], len(tokens)], "equal": n_equal, "of": len(theirs)}
     if n_equal < len(theirs):
         best = theirs[n_equal]
-        read = tokens + [step[0][0] for step in theirs[:n_equal]]
         row["best"] = [
             {"token": token, "text": peer.piece(token).decode("utf-8", "replace"), "logit": logit}
             for token, logit in best
         ]
         row["gap"] = best[0][1] - best[1][1]
-        row["peer_rounding"] = rounding_at(peer, exact, read, best)
+        row["peer_rounding"] = rounding_at(peer, exact, tokens, theirs[: n_equal + 1])
     return row
 
 

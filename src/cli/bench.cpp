@@ -132,7 +132,7 @@ void bench(BenchOptions& o) {
              {"isa", isa_name(current_isa())},
              {"weight_bytes", engine->model().weight_bytes()},
              {"peak_resident_bytes", peak_resident_bytes()},
-             {"seed", o.seed}}.dump(2) + "\n");
+             {"seed", o.seed}}.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 }  // namespace

@@ -31,13 +31,13 @@ std::string natural_text(const EvalOptions& o) {
 void print_table(const std::string& plan, const Json& row) {
   char line[200];
   if (row.contains("perplexity"))
-    std::snprintf(line, sizeof line, "%-16s %7lld tokens: perplexity %8.4f   %lld windows, cache %s\n", plan.c_str(), static_cast<long long>(row["length"]),
+    std::snprintf(line, sizeof line, " %7lld tokens: perplexity %8.4f   %lld windows, cache %s\n", static_cast<long long>(row["length"]),
                   row["perplexity"].get<double>(), static_cast<long long>(row["windows"]), human_bytes(row["kv_bytes"]).c_str());
   else
-    std::snprintf(line, sizeof line, "%-16s %7lld tokens: %.3f right   repeated text %.3f, natural text %.3f, %lld prompts, cache %s\n", plan.c_str(),
+    std::snprintf(line, sizeof line, " %7lld tokens: %.3f right   repeated text %.3f, natural text %.3f, %lld prompts, cache %s\n",
                   static_cast<long long>(row["length"]), row["accuracy"].get<double>(), row["repeated"]["accuracy"].get<double>(),
                   row["natural"]["accuracy"].get<double>(), static_cast<long long>(row["n"]), human_bytes(row["kv_bytes"]).c_str());
-  print(line);
+  print(plan + std::string(plan.size() < 16 ? 16 - plan.size() : 0, ' ') + line);
 }
 
 Json evaluate(Engine& engine, const SpanPlan& plan, const EvalOptions& o, const std::string& text, Progress& progress) {
@@ -66,7 +66,7 @@ Json evaluate(Engine& engine, const SpanPlan& plan, const EvalOptions& o, const 
 }
 
 void eval(EvalOptions& o) {
-  if (o.samples < 1) throw Error::usage("--samples is ", o.samples, "; at least 1 is needed");
+  if (o.samples < 1 || o.samples > 1'000'000) throw Error::usage("--samples is ", o.samples, "; it must be between 1 and 1000000");
   const std::string text = natural_text(o);
   const std::unique_ptr<Engine> engine = o.common.load();
   const SpanPlan plan = o.common.load_plan(engine->config());
@@ -83,7 +83,7 @@ void eval(EvalOptions& o) {
       std::snprintf(name, sizeof name, "uniform:%.3f", density);
       plans.emplace_back(name, SpanPlan::uniform(engine->config().head_shape(), density));
     }
-    if (o.common.plan.empty() || o.common.plan == "dense") plans.pop_back();
+    if (o.common.plan.empty() || o.common.plan == "dense") plans.erase(plans.begin() + 1, plans.end());
   }
   Json document = {{"task", o.task}, {"model", o.common.model}, {"plan", o.common.plan_name()}, {"kv_type", o.common.kv}, {"seed", o.seed}};
   for (const auto& [name, candidate] : plans) {
@@ -93,7 +93,7 @@ void eval(EvalOptions& o) {
     if (name == o.common.plan_name()) document["rows"] = rows;
     if (o.compare) document["compare"][name] = rows;
   }
-  if (o.common.json) print(document.dump(2) + "\n");
+  if (o.common.json) print(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 }  // namespace

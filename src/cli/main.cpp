@@ -2,9 +2,22 @@
 #include <csignal>
 #include <cstdio>
 #include <new>
+#include <string>
 
 #include "cli/cli.h"
 #include "core/error.h"
+
+namespace {
+
+// One line, whatever a file's name or an argument holds.
+void print_error(const char* message, const char* hint = "") {
+  std::string line = message;
+  for (char& byte : line)
+    if (static_cast<unsigned char>(byte) < 0x20) byte = ' ';
+  std::fprintf(stderr, "polyspan: %s%s\n", line.c_str(), hint);
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace polyspan;
@@ -31,16 +44,16 @@ int main(int argc, char** argv) {
     return 0;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    std::fprintf(stderr, "polyspan: %s (see polyspan --help)\n", error.what());
+    print_error(error.what(), " (see polyspan --help)");
     return 2;
   } catch (const Error& error) {
-    std::fprintf(stderr, "polyspan: %s\n", error.what());
+    print_error(error.what());
     return error.kind() == ErrorKind::kUsage ? 2 : 1;
   } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "polyspan: out of memory\n");
+    print_error("out of memory");
     return 1;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "polyspan: %s\n", error.what());
+    print_error(error.what());
     return 1;
   }
 }

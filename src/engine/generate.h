@@ -13,8 +13,8 @@ namespace polyspan {
 
 struct GenerateOptions {
   int64_t max_tokens = 256;
-  SamplingOptions sampling;
-  std::vector<std::string> stop;    // text that ends the answer; not part of it
+  SamplingOptions sampling = {};
+  std::vector<std::string> stop = {};  // text that ends the answer; not part of it
   bool ignore_end = false;          // go on past end-of-turn tokens (benchmarks)
 };
 
