@@ -23,8 +23,10 @@ class ByHand {
   // The generated tokens; the end-of-turn token is added where the model did not give it.
   void answer(const GenerateResult& result) {
     tokens.insert(tokens.end(), result.tokens.begin(), result.tokens.end());
-    if (result.ended_with_token) text("\n");
-    else close();
+    if (result.ended_with_token)
+      text("\n");
+    else
+      close();
   }
   std::vector<TokenId> tokens;
 
@@ -41,7 +43,8 @@ class ByHand {
   const Tokenizer& tokenizer_;
 };
 
-const char* const kQuestions[] = {"What is a span? It is a part of the text that one head sees.", "hello <|im_end|> there",
+const char* const kQuestions[] = {"What is a span? It is a part of the text that one head sees.",
+                                  "hello <|im_end|> there",
                                   "Tell me more about it, please, and about the ring as well: where do old keys go?"};
 
 // Greedy, or with sampling wild enough to draw end tokens; cut by max_tokens, stop strings or the end token.
@@ -54,9 +57,9 @@ struct Case {
 
 TEST(ChatSession, TurnsEqualOneSequence) {
   const TinyEngine tiny;
-  const Case cases[] = {{1.0, false, false, {}, 30},  {1.0, true, false, {}, 1},        {0.3, false, false, {}, 50},
-                        {0.3, true, true, {}, 60},    {0.3, false, true, {"e", "t"}, 60}, {1.0, true, true, {" "}, 200},
-                        {0.3, false, true, {}, 150},  {1.0, false, false, {}, 0}};
+  const Case cases[] = {{1.0, false, false, {}, 30}, {1.0, true, false, {}, 1},          {0.3, false, false, {}, 50},
+                        {0.3, true, true, {}, 60},   {0.3, false, true, {"e", "t"}, 60}, {1.0, true, true, {" "}, 200},
+                        {0.3, false, true, {}, 150}, {1.0, false, false, {}, 0}};
   constexpr int64_t kPlanned = 640;  // density 0.3: 64 sink tokens and rings of 128; the conversations are longer
   int n_ended = 0, n_stopped = 0;
   int64_t longest = 0;
@@ -159,10 +162,13 @@ TEST(ChatSession, GoesOnAfterAnExceptionOfTheCallback) {
 
 TEST(ChatSession, NeedsAChatFormatAndAContext) {
   const TinyEngine plain(tiny_engine_config(), "");
-  expect_error([&] { ChatSession(*plain, plain.dense(), 100, KvType::kF16, std::nullopt); }, ErrorKind::kUnsupported, {"chat template"});
+  expect_error([&] { ChatSession(*plain, plain.dense(), 100, KvType::kF16, std::nullopt); }, ErrorKind::kUnsupported,
+               {"chat template"});
   const TinyEngine tiny;
-  expect_error([&] { ChatSession(*tiny, tiny.dense(), 0, KvType::kF16, std::nullopt); }, ErrorKind::kBadInput, {"0 tokens"});
-  expect_error([&] { ChatSession(*tiny, tiny.dense(), 5000, KvType::kF16, std::nullopt); }, ErrorKind::kBadInput, {"5000", "4096"});
+  expect_error([&] { ChatSession(*tiny, tiny.dense(), 0, KvType::kF16, std::nullopt); }, ErrorKind::kBadInput,
+               {"0 tokens"});
+  expect_error([&] { ChatSession(*tiny, tiny.dense(), 5000, KvType::kF16, std::nullopt); }, ErrorKind::kBadInput,
+               {"5000", "4096"});
 }
 
 }  // namespace

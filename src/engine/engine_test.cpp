@@ -56,7 +56,8 @@ TEST(Engine, OnePassEqualsEachAlone) {
     const TinyEngine tiny(tiny_engine_config(type));
     for (const KvType kv_type : {KvType::kF16, KvType::kQ8})
       for (const double density : {1.0, 0.5}) {
-        SCOPED_TRACE(testing::Message() << dtype_name(type) << " cache " << kv_type_name(kv_type) << " density " << density);
+        SCOPED_TRACE(testing::Message() << dtype_name(type) << " cache " << kv_type_name(kv_type) << " density "
+                                        << density);
         const Together both = run_both_ways(tiny, tiny.uniform(density, 16), kv_type, lives);
         for (size_t i = 0; i < std::size(lives); ++i) {
           SCOPED_TRACE(testing::Message() << "sequence " << i);
@@ -66,15 +67,15 @@ TEST(Engine, OnePassEqualsEachAlone) {
   }
 }
 
-// Where they do not, prompts are cut at other places than alone: the same within rounding (F32 weights, sums of floats).
+// Where they do not, prompts are cut at other places than alone: the same within rounding (F32 weights, sums of
+// floats).
 TEST(Engine, SeveralPassesEqualEachAlone) {
   const TinyEngine tiny;
   ASSERT_EQ(tiny->model().max_batch_tokens(), 512);
-  const std::vector<std::vector<Life>> cases = {
-      {{0, 700}, {40, 1}},                                // longer than a pass by itself
-      {{40, 1}, {0, 512}, {100, 1}},                      // a pass to the token, and one more
-      {{0, 511}, {0, 1}, {70, 1}},                        // the pass is full after the second
-      {{100, 300}, {50, 1}, {0, 300}, {130, 1}, {0, 450}}};
+  const std::vector<std::vector<Life>> cases = {{{0, 700}, {40, 1}},            // longer than a pass by itself
+                                                {{40, 1}, {0, 512}, {100, 1}},  // a pass to the token, and one more
+                                                {{0, 511}, {0, 1}, {70, 1}},    // the pass is full after the second
+                                                {{100, 300}, {50, 1}, {0, 300}, {130, 1}, {0, 450}}};
   for (size_t c = 0; c < cases.size(); ++c)
     for (const double density : {1.0, 0.4}) {
       const Together both = run_both_ways(tiny, tiny.uniform(density), KvType::kF16, cases[c]);
@@ -87,7 +88,8 @@ TEST(Engine, SeveralPassesEqualEachAlone) {
 TEST(Engine, LogitsAreOptional) {
   const TinyEngine tiny;
   const std::vector<TokenId> tokens = tiny.random_tokens(20, 1);
-  const auto with = tiny->new_sequence(tiny.dense(), 30, KvType::kF16), without = tiny->new_sequence(tiny.dense(), 30, KvType::kF16);
+  const auto with = tiny->new_sequence(tiny.dense(), 30, KvType::kF16),
+             without = tiny->new_sequence(tiny.dense(), 30, KvType::kF16);
   std::vector<float> logits(270, NAN);
   const StepRequest requests[] = {{without.get(), tokens, nullptr}, {with.get(), tokens, logits.data()}};
   tiny->step(requests);
@@ -101,7 +103,8 @@ TEST(Engine, LogitsAreOptional) {
 TEST(Engine, RefusedStepChangesNothing) {
   const TinyEngine tiny;
   const std::vector<TokenId> tokens = tiny.random_tokens(10, 2);
-  const auto first = tiny->new_sequence(tiny.dense(), 16, KvType::kF16), second = tiny->new_sequence(tiny.dense(), 16, KvType::kF16);
+  const auto first = tiny->new_sequence(tiny.dense(), 16, KvType::kF16),
+             second = tiny->new_sequence(tiny.dense(), 16, KvType::kF16);
   tiny.feed(*first, tokens);
   struct Case {
     std::vector<TokenId> tokens;
@@ -143,7 +146,8 @@ TEST(Engine, ScoreGivesTheLogitsOfSteps) {
   const auto stepped = tiny->new_sequence(plan, kPast + kTokens, KvType::kF16);
   tiny.feed(*stepped, past);
   std::vector<std::vector<float>> expected;
-  for (int64_t i = 0; i < kTokens; ++i) expected.push_back(tiny.feed(*stepped, fresh.subspan(static_cast<size_t>(i), 1)));
+  for (int64_t i = 0; i < kTokens; ++i)
+    expected.push_back(tiny.feed(*stepped, fresh.subspan(static_cast<size_t>(i), 1)));
   for (const int64_t visit_from : {int64_t{0}, int64_t{1}, int64_t{280}, int64_t{512}, kTokens - 1, kTokens}) {
     SCOPED_TRACE(testing::Message() << "visit_from " << visit_from);
     const auto sequence = tiny->new_sequence(plan, kPast + kTokens, KvType::kF16);
@@ -154,7 +158,8 @@ TEST(Engine, ScoreGivesTheLogitsOfSteps) {
       ASSERT_EQ(first, next);
       ASSERT_EQ(std::ssize(logits), n * 270);
       for (int64_t i = 0; i < n; ++i)
-        worst = std::max(worst, relative_error(logits.subspan(static_cast<size_t>(i) * 270, 270), expected[static_cast<size_t>(first + i)]));
+        worst = std::max(worst, relative_error(logits.subspan(static_cast<size_t>(i) * 270, 270),
+                                               expected[static_cast<size_t>(first + i)]));
       next += n;
     });
     EXPECT_EQ(next, kTokens);
@@ -175,7 +180,8 @@ TEST(Engine, ProgressReachesTheTotal) {
   } progress;
   const TinyEngine tiny;
   const std::vector<TokenId> tokens = tiny.random_tokens(600, 4);
-  const auto a = tiny->new_sequence(tiny.dense(), 600, KvType::kF16), b = tiny->new_sequence(tiny.dense(), 600, KvType::kF16);
+  const auto a = tiny->new_sequence(tiny.dense(), 600, KvType::kF16),
+             b = tiny->new_sequence(tiny.dense(), 600, KvType::kF16);
   const StepRequest requests[] = {{a.get(), tokens, nullptr}, {b.get(), std::span(tokens).first(9), nullptr}};
   tiny->step(requests, progress);
   EXPECT_EQ(progress.total, 609);
@@ -190,7 +196,8 @@ TEST(Engine, SequenceLimits) {
   EXPECT_EQ(tiny->new_sequence(tiny.dense(), 1, KvType::kF16)->room(), 1);
   EXPECT_EQ(tiny->new_sequence(tiny.dense(), most, KvType::kF16)->room(), most);
   for (const int64_t length : {int64_t{0}, int64_t{-1}, INT64_MIN})
-    expect_error([&] { tiny->new_sequence(tiny.dense(), length, KvType::kF16); }, ErrorKind::kBadInput, {std::to_string(length)});
+    expect_error([&] { tiny->new_sequence(tiny.dense(), length, KvType::kF16); }, ErrorKind::kBadInput,
+                 {std::to_string(length)});
   for (const int64_t length : {most + 1, INT64_MAX})
     expect_error([&] { tiny->new_sequence(tiny.dense(), length, KvType::kF16); }, ErrorKind::kBadInput,
                  {std::to_string(length), std::to_string(most)});
@@ -208,7 +215,8 @@ TEST(Engine, Load) {
   const TinyEngine tiny;
   const std::filesystem::path folder = tiny->model().file().path().parent_path();
   for (const int n_threads : {0, -1, 1025})
-    expect_error([&] { Engine::load(folder / "tiny.gguf", n_threads); }, ErrorKind::kUsage, {std::to_string(n_threads)});
+    expect_error([&] { Engine::load(folder / "tiny.gguf", n_threads); }, ErrorKind::kUsage,
+                 {std::to_string(n_threads)});
   expect_error([&] { Engine::load(folder / "missing.gguf", 1); }, ErrorKind::kIo, {"missing.gguf"});
   EXPECT_TRUE(tiny->has_chat_format());
   EXPECT_EQ(tiny->chat_format().kind(), ChatFormatKind::kChatML);

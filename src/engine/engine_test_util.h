@@ -22,11 +22,12 @@
 namespace polyspan::testing_util {
 
 inline constexpr std::string_view kChatMlTemplate =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-// 2 layers, 6 heads in groups of 3, 270 tokens: the bytes, ten short words, four control tokens (those of Qwen2, so that
-// ChatML can be written). The output matrix is not the embedding: greedy text of such a model wanders.
+// 2 layers, 6 heads in groups of 3, 270 tokens: the bytes, ten short words, four control tokens (those of Qwen2, so
+// that ChatML can be written). The output matrix is not the embedding: greedy text of such a model wanders.
 inline RandomModelConfig tiny_engine_config(DType type = DType::kF32) {
   RandomModelConfig config = find_model_shape("tiny-qwen2").value();
   config.type = type, config.n_heads = 6, config.tied = false, config.vocab_size = 270;
@@ -37,8 +38,8 @@ inline RandomModelConfig tiny_engine_config(DType type = DType::kF32) {
 // Engine::load wants a file: it lives in a temporary folder for as long as the engine.
 class TinyEngine {
  public:
-  explicit TinyEngine(const RandomModelConfig& config = tiny_engine_config(), std::string_view chat_template = kChatMlTemplate,
-                      int n_threads = 1) {
+  explicit TinyEngine(const RandomModelConfig& config = tiny_engine_config(),
+                      std::string_view chat_template = kChatMlTemplate, int n_threads = 1) {
     std::string folder = (std::filesystem::temp_directory_path() / "polyspan-engine-XXXXXX").string();
     if (mkdtemp(folder.data()) == nullptr) throw Error::io(folder, "no temporary folder");
     folder_ = folder;

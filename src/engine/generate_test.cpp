@@ -16,18 +16,32 @@ Stopped stop_by_definition(const std::string& text, const std::vector<std::strin
   for (size_t end = 1; end <= text.size(); ++end) {
     size_t longest = 0;
     for (const std::string& stop : stops)
-      if (stop.size() <= end && text.compare(end - stop.size(), stop.size(), stop) == 0) longest = std::max(longest, stop.size());
+      if (stop.size() <= end && text.compare(end - stop.size(), stop.size(), stop) == 0)
+        longest = std::max(longest, stop.size());
     if (longest > 0) return {text.substr(0, end - longest), true};
   }
   return {text, false};
 }
 
 TEST(StopMatcher, EverySplitGivesTheSame) {
-  const std::vector<std::vector<std::string>> stop_lists = {
-      {},       {""},            {"b"},           {"ab"},            {"abc", "b"},        {"abc", "ab"},          {"bc", "abc"},
-      {"aab"},  {"aa", "aaa"},   {"aaa", "aa"},   {"abab", "bb"},    {"abcd", "bcx"},     {"zz", "", "ca"},       {"cab", "abca", "bcab"},
-      {"abcabcabcabcabc"},       {"aab", "ab", "b"}};
-  const std::string texts[] = {"", "a", "b", "ab", "aab", "xabc", "aaaa", "abcabcab", "aabaab", "ababbab", "bcabcxbcab", "acabbaacab"};
+  const std::vector<std::vector<std::string>> stop_lists = {{},
+                                                            {""},
+                                                            {"b"},
+                                                            {"ab"},
+                                                            {"abc", "b"},
+                                                            {"abc", "ab"},
+                                                            {"bc", "abc"},
+                                                            {"aab"},
+                                                            {"aa", "aaa"},
+                                                            {"aaa", "aa"},
+                                                            {"abab", "bb"},
+                                                            {"abcd", "bcx"},
+                                                            {"zz", "", "ca"},
+                                                            {"cab", "abca", "bcab"},
+                                                            {"abcabcabcabcabc"},
+                                                            {"aab", "ab", "b"}};
+  const std::string texts[] = {"",     "a",        "b",      "ab",      "aab",        "xabc",
+                               "aaaa", "abcabcab", "aabaab", "ababbab", "bcabcxbcab", "acabbaacab"};
   for (const auto& stops : stop_lists)
     for (const std::string& text : texts) {
       const Stopped expected = stop_by_definition(text, stops);
@@ -45,8 +59,10 @@ TEST(StopMatcher, EverySplitGivesTheSame) {
               << "text " << text << " cuts " << cuts << " stops " << testing::PrintToString(stops) << " gave " << given;
         }
         given += matcher.finish();
-        ASSERT_EQ(given, expected.text) << "text " << text << " cuts " << cuts << " stops " << testing::PrintToString(stops);
-        ASSERT_EQ(matcher.stopped(), expected.stopped) << "text " << text << " cuts " << cuts << " stops " << testing::PrintToString(stops);
+        ASSERT_EQ(given, expected.text) << "text " << text << " cuts " << cuts << " stops "
+                                        << testing::PrintToString(stops);
+        ASSERT_EQ(matcher.stopped(), expected.stopped)
+            << "text " << text << " cuts " << cuts << " stops " << testing::PrintToString(stops);
         EXPECT_EQ(matcher.finish(), "");
         if (expected.stopped) {
           EXPECT_EQ(matcher.push("more"), "");
@@ -71,7 +87,11 @@ TEST(StopMatcher, HoldsNoMoreThanNeeded) {
 bool is_utf8(std::string_view text) {
   for (size_t i = 0; i < text.size();) {
     const auto first = static_cast<uint8_t>(text[i]);
-    const size_t n = first < 0x80 ? 1 : first >= 0xC2 && first < 0xE0 ? 2 : first >= 0xE0 && first < 0xF0 ? 3 : first >= 0xF0 && first < 0xF5 ? 4 : 0;
+    const size_t n = first < 0x80                    ? 1
+                     : first >= 0xC2 && first < 0xE0 ? 2
+                     : first >= 0xE0 && first < 0xF0 ? 3
+                     : first >= 0xF0 && first < 0xF5 ? 4
+                                                     : 0;
     if (n == 0 || i + n > text.size()) return false;
     for (size_t k = 1; k < n; ++k)
       if ((static_cast<uint8_t>(text[i + k]) & 0xC0) != 0x80) return false;
@@ -88,7 +108,8 @@ struct Generated {
   std::vector<TokenId> fed;
   int64_t room = 0;
 };
-Generated generate_fresh(const TinyEngine& tiny, std::span<const TokenId> prompt, const GenerateOptions& options, int64_t planned = 1000) {
+Generated generate_fresh(const TinyEngine& tiny, std::span<const TokenId> prompt, const GenerateOptions& options,
+                         int64_t planned = 1000) {
   Generated g;
   const auto sequence = tiny->new_sequence(tiny.dense(), planned, KvType::kF16);
   g.result = generate(*tiny, *sequence, prompt, options, [&](std::string_view piece) {
@@ -184,7 +205,8 @@ TEST(Generate, PiecesAreWholeCharacters) {
     const Generated g = generate_fresh(tiny, prompt, options);
     for (const std::string& piece : g.pieces) {
       EXPECT_TRUE(is_utf8(piece)) << "seed " << seed << " piece " << testing::PrintToString(piece);
-      for (const char byte : piece) n_multi_byte += static_cast<uint8_t>(byte) >= 0xC2 && static_cast<uint8_t>(byte) < 0xE0;
+      for (const char byte : piece)
+        n_multi_byte += static_cast<uint8_t>(byte) >= 0xC2 && static_cast<uint8_t>(byte) < 0xE0;
       n_replaced += piece.find("\xEF\xBF\xBD") != std::string::npos;
     }
     // The text is what decoding all tokens at once gives.
@@ -211,9 +233,13 @@ TEST(Generate, StopStrings) {
     return whole.substr(begin, end - begin);
   };
   const size_t n = whole.size();
-  const std::vector<std::vector<std::string>> cases = {{cut(n / 2, n / 2 + 6)},        {cut(0, 3)},  {cut(n - 4, n)},
-                                                       {cut(20, 25), cut(22, 24)},     {cut(40, 44), "not in the text"},
-                                                       {cut(30, 40), cut(30, 39), ""}, {"not in the text"}};
+  const std::vector<std::vector<std::string>> cases = {{cut(n / 2, n / 2 + 6)},
+                                                       {cut(0, 3)},
+                                                       {cut(n - 4, n)},
+                                                       {cut(20, 25), cut(22, 24)},
+                                                       {cut(40, 44), "not in the text"},
+                                                       {cut(30, 40), cut(30, 39), ""},
+                                                       {"not in the text"}};
   for (const auto& stops : cases) {
     SCOPED_TRACE(testing::PrintToString(stops));
     options.stop = stops;
@@ -238,7 +264,8 @@ TEST(Generate, CallbackEndsTheAnswer) {
       SCOPED_TRACE(testing::Message() << "no at call " << stop_at << (hold ? " with held-back text" : ""));
       options.stop.clear();
       if (hold)  // what follows a character is held back, whichever it is
-        for (int byte = 1; byte < 128; ++byte) options.stop.push_back(std::string(1, static_cast<char>(byte)) + "\x01\x02\x03\x04");
+        for (int byte = 1; byte < 128; ++byte)
+          options.stop.push_back(std::string(1, static_cast<char>(byte)) + "\x01\x02\x03\x04");
       const auto sequence = tiny->new_sequence(tiny.dense(), 1000, KvType::kF16);
       size_t n_calls = 0;
       std::string given;
@@ -253,7 +280,8 @@ TEST(Generate, CallbackEndsTheAnswer) {
         EXPECT_EQ(result.finish_reason, FinishReason::kStop);
         EXPECT_LT(result.tokens.size(), all.result.tokens.size());
       }
-      EXPECT_EQ(result.tokens, std::vector<TokenId>(all.result.tokens.begin(), all.result.tokens.begin() + std::ssize(result.tokens)));
+      EXPECT_EQ(result.tokens,
+                std::vector<TokenId>(all.result.tokens.begin(), all.result.tokens.begin() + std::ssize(result.tokens)));
     }
 }
 
@@ -265,8 +293,10 @@ TEST(Generate, PromptsThatCannotBeServed) {
   expect_error([&] { generate(*tiny, *sequence, {}, {}); }, ErrorKind::kBadInput, {"empty"});
   expect_error([&] { generate(*tiny, *sequence, prompt, {}); }, ErrorKind::kBadInput, {"9 tokens", "4 are in", "12"});
   expect_error([&] { generate(*tiny, *sequence, std::vector<TokenId>{270}, {}); }, ErrorKind::kBadInput, {"270"});
-  expect_error([&] { generate(*tiny, *sequence, prompt, {.sampling = {.top_p = 2}}); }, ErrorKind::kBadInput, {"9 tokens"});
-  expect_error([&] { generate(*tiny, *sequence, std::span(prompt).first(1), {.sampling = {.top_p = 2}}); }, ErrorKind::kUsage, {"top-p"});
+  expect_error([&] { generate(*tiny, *sequence, prompt, {.sampling = {.top_p = 2}}); }, ErrorKind::kBadInput,
+               {"9 tokens"});
+  expect_error([&] { generate(*tiny, *sequence, std::span(prompt).first(1), {.sampling = {.top_p = 2}}); },
+               ErrorKind::kUsage, {"top-p"});
   EXPECT_EQ(sequence->n_tokens(), 4);
 }
 

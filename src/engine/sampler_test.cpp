@@ -48,8 +48,10 @@ std::vector<double> probabilities(std::span<const float> logits, const SamplingO
   double largest = -kInfinity;
   for (const float logit : logits) largest = std::max<double>(largest, logit);
   for (size_t id = 0; id < logits.size(); ++id)
-    tokens.push_back({id, std::exp((static_cast<double>(logits[id]) - largest) / static_cast<double>(options.temperature))});
-  std::stable_sort(tokens.begin(), tokens.end(), [&](const Token& a, const Token& b) { return logits[a.id] > logits[b.id]; });
+    tokens.push_back(
+        {id, std::exp((static_cast<double>(logits[id]) - largest) / static_cast<double>(options.temperature))});
+  std::stable_sort(tokens.begin(), tokens.end(),
+                   [&](const Token& a, const Token& b) { return logits[a.id] > logits[b.id]; });
   if (options.top_k > 0) tokens.resize(std::min(tokens.size(), static_cast<size_t>(options.top_k)));
   double total = 0, kept = 0;
   for (const Token& token : tokens) total += token.weight;
@@ -70,14 +72,20 @@ TEST(Sampler, DrawsFollowTheProbabilities) {
   std::vector<float> logits = random.vector(24, 3.0f);
   logits[5] = logits[17] = logits[20];  // ties
   logits[11] = -kInfinity;
-  const SamplingOptions cases[] = {
-      {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0},      {.temperature = 0.5f, .top_k = 0, .top_p = 1, .min_p = 0},
-      {.temperature = 3, .top_k = 0, .top_p = 1, .min_p = 0},      {.temperature = 1, .top_k = 1, .top_p = 1, .min_p = 0},
-      {.temperature = 1, .top_k = 7, .top_p = 1, .min_p = 0},      {.temperature = 1, .top_k = 1000, .top_p = 1, .min_p = 0},
-      {.temperature = 1, .top_k = 0, .top_p = 0.5f, .min_p = 0},   {.temperature = 2, .top_k = 0, .top_p = 0.8f, .min_p = 0},
-      {.temperature = 1, .top_k = 0, .top_p = 0, .min_p = 0},      {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0.3f},
-      {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 1},      {.temperature = 0.9f, .top_k = 10, .top_p = 0.9f, .min_p = 0.1f},
-      {.temperature = 1e-30f, .top_k = 0, .top_p = 1, .min_p = 0}, {.temperature = 100, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f}};
+  const SamplingOptions cases[] = {{.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0},
+                                   {.temperature = 0.5f, .top_k = 0, .top_p = 1, .min_p = 0},
+                                   {.temperature = 3, .top_k = 0, .top_p = 1, .min_p = 0},
+                                   {.temperature = 1, .top_k = 1, .top_p = 1, .min_p = 0},
+                                   {.temperature = 1, .top_k = 7, .top_p = 1, .min_p = 0},
+                                   {.temperature = 1, .top_k = 1000, .top_p = 1, .min_p = 0},
+                                   {.temperature = 1, .top_k = 0, .top_p = 0.5f, .min_p = 0},
+                                   {.temperature = 2, .top_k = 0, .top_p = 0.8f, .min_p = 0},
+                                   {.temperature = 1, .top_k = 0, .top_p = 0, .min_p = 0},
+                                   {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0.3f},
+                                   {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 1},
+                                   {.temperature = 0.9f, .top_k = 10, .top_p = 0.9f, .min_p = 0.1f},
+                                   {.temperature = 1e-30f, .top_k = 0, .top_p = 1, .min_p = 0},
+                                   {.temperature = 100, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f}};
   for (SamplingOptions options : cases) {
     SCOPED_TRACE(testing::Message() << "temperature " << options.temperature << " top_k " << options.top_k << " top_p "
                                     << options.top_p << " min_p " << options.min_p);
@@ -120,7 +128,8 @@ TEST(Sampler, SameSeedSameTokens) {
     }
     return tokens;
   };
-  for (const uint64_t seed : {uint64_t{0}, uint64_t{1}, UINT64_MAX}) EXPECT_EQ(draw(seed), draw(seed)) << "seed " << seed;
+  for (const uint64_t seed : {uint64_t{0}, uint64_t{1}, UINT64_MAX})
+    EXPECT_EQ(draw(seed), draw(seed)) << "seed " << seed;
   EXPECT_NE(draw(0), draw(1));
 }
 
@@ -146,7 +155,8 @@ TEST(Sampler, RepetitionPenalty) {
 
 TEST(Sampler, StrangeLogits) {
   const SamplingOptions plain{.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0};
-  for (SamplingOptions options : {plain, SamplingOptions{.temperature = 1}, SamplingOptions{.temperature = 1, .top_k = 1}})
+  for (SamplingOptions options :
+       {plain, SamplingOptions{.temperature = 1}, SamplingOptions{.temperature = 1, .top_k = 1}})
     for (uint64_t seed = 0; seed < 50; ++seed) {
       options.seed = seed;
       Sampler sampler(options);
@@ -161,12 +171,18 @@ TEST(Sampler, StrangeLogits) {
 
 TEST(Sampler, OptionsAreChecked) {
   const std::pair<SamplingOptions, std::vector<std::string>> cases[] = {
-      {{.temperature = -1}, {"temperature", "-1"}}, {{.temperature = 101}, {"temperature", "101"}},
-      {{.temperature = NAN}, {"temperature", "nan"}}, {{.temperature = kInfinity}, {"temperature", "inf"}},
-      {{.top_k = -1}, {"top-k", "-1"}},             {{.top_k = INT64_MAX}, {"top-k"}},
-      {{.top_p = -0.5f}, {"top-p", "-0.5"}},        {{.top_p = 1.5f}, {"top-p", "1.5"}},
-      {{.top_p = NAN}, {"top-p"}},                  {{.min_p = 2}, {"min-p", "2"}},
-      {{.min_p = NAN}, {"min-p"}},                  {{.repetition_penalty = 0}, {"repetition penalty", "0"}},
+      {{.temperature = -1}, {"temperature", "-1"}},
+      {{.temperature = 101}, {"temperature", "101"}},
+      {{.temperature = NAN}, {"temperature", "nan"}},
+      {{.temperature = kInfinity}, {"temperature", "inf"}},
+      {{.top_k = -1}, {"top-k", "-1"}},
+      {{.top_k = INT64_MAX}, {"top-k"}},
+      {{.top_p = -0.5f}, {"top-p", "-0.5"}},
+      {{.top_p = 1.5f}, {"top-p", "1.5"}},
+      {{.top_p = NAN}, {"top-p"}},
+      {{.min_p = 2}, {"min-p", "2"}},
+      {{.min_p = NAN}, {"min-p"}},
+      {{.repetition_penalty = 0}, {"repetition penalty", "0"}},
       {{.repetition_penalty = NAN}, {"repetition penalty"}}};
   for (const auto& [options, mentions] : cases) {
     SCOPED_TRACE(mentions[0]);

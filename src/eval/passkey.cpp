@@ -18,8 +18,9 @@ constexpr std::string_view kInstruction =
 constexpr std::string_view kQuestion = "\nWhat is the pass key?";
 constexpr std::string_view kRepeatedText =
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
-constexpr std::string_view kAnswerStart = "The pass key is";
-constexpr int64_t kAnswerTokens = 8;  // room for a space, five digits and what may follow
+// With the space, which is a token of its own before digits: without it, SmolLM2-135M often goes on with a word.
+constexpr std::string_view kAnswerStart = "The pass key is ";
+constexpr int64_t kAnswerTokens = 8;  // room for five digits and what may follow
 
 // A conversation is encoded whole, so the filler's place is marked and the tokens are cut there.
 constexpr std::string_view kMark = "\x01";

@@ -15,7 +15,7 @@ namespace polyspan {
 enum class FillerKind { kRepeated, kNatural };
 
 struct PasskeyPrompt {
-  std::vector<TokenId> tokens;  // ends with "The pass key is": the model goes on with the digits
+  std::vector<TokenId> tokens;  // ends with "The pass key is ": the model goes on with the digits
   std::string key;              // five digits
   double depth = 0;             // where in the filler the key stands, 0 to 1
 };

@@ -32,8 +32,8 @@ TEST(Passkey, PromptsHaveTheirLengthAndTheirKey) {
     for (const FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural})
       for (const int64_t n_tokens : {600, 601, 777, 1024, 4000})
         for (uint64_t seed = 0; seed < 5; ++seed) {
-          SCOPED_TRACE(testing::Message() << "format " << has_format << " kind " << static_cast<int>(kind) << " n_tokens "
-                                          << n_tokens << " seed " << seed);
+          SCOPED_TRACE(testing::Message() << "format " << has_format << " kind " << static_cast<int>(kind)
+                                          << " n_tokens " << n_tokens << " seed " << seed);
           const PasskeyPrompt prompt = generator.make(kind, n_tokens, seed);
           EXPECT_EQ(std::ssize(prompt.tokens), n_tokens - kAnswerTokens);
           EXPECT_GE(prompt.depth, 0.0);
@@ -42,10 +42,11 @@ TEST(Passkey, PromptsHaveTheirLengthAndTheirKey) {
           EXPECT_EQ(prompt.key.find_first_not_of("0123456789"), std::string::npos) << prompt.key;
           EXPECT_NE(prompt.key[0], '0') << prompt.key;
           const std::string text = tiny->tokenizer().decode(prompt.tokens, /*with_special=*/true);
-          EXPECT_EQ(count(text, "The pass key is " + prompt.key + ". Remember it. " + prompt.key + " is the pass key. "), 1u);
+          EXPECT_EQ(
+              count(text, "The pass key is " + prompt.key + ". Remember it. " + prompt.key + " is the pass key. "), 1u);
           EXPECT_EQ(count(text, prompt.key), 2u);
           EXPECT_EQ(count(text, "What is the pass key?"), 1u);
-          EXPECT_TRUE(text.ends_with("The pass key is")) << text.substr(text.size() - 40);
+          EXPECT_TRUE(text.ends_with("The pass key is ")) << text.substr(text.size() - 40);
           EXPECT_EQ(text.starts_with("<|im_start|>system\n"), has_format) << text.substr(0, 40);
           EXPECT_EQ(count(text, "\x01"), 0u);
           EXPECT_GT(count(text, kind == FillerKind::kRepeated ? "The grass is green." : "says nothing."), 2u);
@@ -84,7 +85,8 @@ TEST(Passkey, LengthsThatCannotBeServed) {
   const PasskeyGenerator no_text(tiny->tokenizer(), &tiny->chat_format(), "");
   for (const FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural})
     for (const int64_t n_tokens : {int64_t{-5}, int64_t{0}, int64_t{1}, int64_t{100}})
-      expect_error([&] { generator.make(kind, n_tokens, 1); }, ErrorKind::kBadInput, {std::to_string(n_tokens), "needs"});
+      expect_error([&] { generator.make(kind, n_tokens, 1); }, ErrorKind::kBadInput,
+                   {std::to_string(n_tokens), "needs"});
   expect_error([&] { generator.make(FillerKind::kNatural, 100000, 1); }, ErrorKind::kBadInput, {"100000", "--text"});
   expect_error([&] { no_text.make(FillerKind::kNatural, 1000, 1); }, ErrorKind::kBadInput, {"0 tokens", "--text"});
   EXPECT_EQ(std::ssize(no_text.make(FillerKind::kRepeated, 1000, 1).tokens), 1000 - kAnswerTokens);
@@ -136,12 +138,13 @@ TEST(Passkey, ChecksAllLengthsFirst) {
   for (const int64_t length : {int64_t{50}, int64_t{4097}, INT64_MAX}) {
     PasskeyOptions options;
     options.lengths = {600, length};
-    expect_error([&] { evaluate_passkey(*tiny, tiny.dense(), natural_text(), options, progress); }, ErrorKind::kBadInput,
-                 {std::to_string(length)});
+    expect_error([&] { evaluate_passkey(*tiny, tiny.dense(), natural_text(), options, progress); },
+                 ErrorKind::kBadInput, {std::to_string(length)});
   }
   PasskeyOptions options;
   options.lengths = {600};
-  expect_error([&] { evaluate_passkey(*tiny, tiny.dense(), "too short", options, progress); }, ErrorKind::kBadInput, {"--text"});
+  expect_error([&] { evaluate_passkey(*tiny, tiny.dense(), "too short", options, progress); }, ErrorKind::kBadInput,
+               {"--text"});
   EXPECT_FALSE(progress.has_started);
 }
 

@@ -16,7 +16,8 @@ std::string some_text() {
 }
 
 // exp of the mean of -log p(next token) over each window's second half, every window from an empty cache.
-double by_definition(const TinyEngine& tiny, std::span<const TokenId> tokens, const SpanPlan& plan, int64_t window, int64_t n_windows) {
+double by_definition(const TinyEngine& tiny, std::span<const TokenId> tokens, const SpanPlan& plan, int64_t window,
+                     int64_t n_windows) {
   double total = 0;
   int64_t n = 0;
   for (int64_t w = 0; w < n_windows; ++w) {
