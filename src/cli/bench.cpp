@@ -145,7 +145,7 @@ void add_bench(CLI::App& app) {
   command->add_option("--depth", o->depths, "tokens in the cache before decoding, comma separated (default: 0 when no --prompt is given)")->delimiter(',');
   command->add_option("--gen", o->gen, "tokens to decode in a repeat")->capture_default_str();
   command->add_option("--reps", o->reps, "repeats; the median is reported")->capture_default_str();
-  command->add_option("--seed", o->seed, "seed of the random tokens")->capture_default_str();
+  command->add_option("--seed", o->seed, "seed of the random tokens")->check(check_seed)->capture_default_str();
   command->footer("Examples:\n"
                   "  polyspan bench model.gguf\n"
                   "  polyspan bench model.gguf --prompt 512,7680 --gen 32 --depth 0,7680 --json\n"

@@ -17,6 +17,18 @@ struct ChatOptions {
   GenerateOptions generate;
 };
 
+// std::getline with a bound: a stream without line ends must not fill the memory. False at the end of the input.
+bool read_line(std::string& line) {
+  constexpr size_t kMostBytes = 16 << 20;
+  line.clear();
+  for (int byte; (byte = std::cin.get()) != std::char_traits<char>::eof();) {
+    if (byte == '\n') return true;
+    if (line.size() == kMostBytes) throw Error::bad_input("a line of more than ", kMostBytes, " bytes on standard input");
+    line += static_cast<char>(byte);
+  }
+  return !line.empty();
+}
+
 void chat(ChatOptions& o) {
   o.generate.sampling.check();
   if (o.n < 1) throw Error::usage("-n is ", o.n, "; at least 1 token must be generated");
@@ -36,7 +48,7 @@ void chat(ChatOptions& o) {
   for (;;) {
     std::fprintf(stderr, "> ");
     std::string line;
-    if (!std::getline(std::cin, line) || line == "/quit") break;
+    if (!read_line(line) || line == "/quit") break;
     if (line.empty()) continue;
     if (line == "/reset") {
       session = nullptr;  // the old cache goes before the new one comes

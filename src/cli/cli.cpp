@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -83,7 +84,15 @@ void add_sampling(CLI::App& app, SamplingOptions& options) {
   app.add_option("--top-p", options.top_p, "keep the smallest set of tokens with this probability")->capture_default_str();
   app.add_option("--min-p", options.min_p, "drop tokens less likely than this share of the most likely one")->capture_default_str();
   app.add_option("--repeat-penalty", options.repetition_penalty, "penalty on the last 64 tokens; 1 is none")->capture_default_str();
-  app.add_option("--seed", options.seed, "seed of the sampler")->capture_default_str();
+  app.add_option("--seed", options.seed, "seed of the sampler")->check(check_seed)->capture_default_str();
+}
+
+std::string check_seed(const std::string& text) {
+  uint64_t seed = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, seed);
+  if (error == std::errc() && stop == end) return {};
+  return "the seed is " + text + "; it must be a whole number from 0 to 18446744073709551615";
 }
 
 std::unique_ptr<Progress> make_progress() { return std::make_unique<TerminalProgress>(); }

@@ -30,6 +30,8 @@ struct ModelOptions {
 };
 
 void add_sampling(CLI::App& app, SamplingOptions& options);
+// A check of CLI11, which by itself takes -1 for 2^64 - 1: what is wrong with a seed, or "".
+std::string check_seed(const std::string& text);
 
 // A bar on standard error with the time left; silent when standard error is no terminal and the work is short.
 std::unique_ptr<Progress> make_progress();

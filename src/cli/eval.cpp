@@ -107,7 +107,7 @@ void add_eval(CLI::App& app) {
   command->add_option("--lengths", o->lengths, "prompt or window lengths in tokens, comma separated (default: 1024,2048,4096; ppl: --ctx)")
       ->delimiter(',')->check(CLI::PositiveNumber);
   command->add_option("--samples", o->samples, "passkey: prompts a length and kind of filler")->capture_default_str();
-  command->add_option("--seed", o->seed, "seed of the prompts")->capture_default_str();
+  command->add_option("--seed", o->seed, "seed of the prompts")->check(check_seed)->capture_default_str();
   command->add_option("--text", o->text, "text to score, or natural filler (default: the system's licence texts)");
   command->add_option("--ctx", o->context, "ppl: tokens a window; the second half of each is scored")->capture_default_str();
   command->add_option("--windows", o->windows, "ppl: number of windows (default: all of the text)")->check(CLI::PositiveNumber);

@@ -239,7 +239,8 @@ TEST(Generate, StopStrings) {
                                                        {cut(20, 25), cut(22, 24)},
                                                        {cut(40, 44), "not in the text"},
                                                        {cut(30, 40), cut(30, 39), ""},
-                                                       {"not in the text"}};
+                                                       {"not in the text"},
+                                                       {cut(n - 4, n) + "is held back at the end"}};
   for (const auto& stops : cases) {
     SCOPED_TRACE(testing::PrintToString(stops));
     options.stop = stops;

@@ -60,7 +60,7 @@ TEST(Passkey, PromptsHaveTheirLengthAndTheirKey) {
 TEST(Passkey, PromptsFollowTheSeed) {
   const TinyEngine tiny;
   const PasskeyGenerator generator(tiny->tokenizer(), &tiny->chat_format(), natural_text());
-  std::set<std::string> keys;
+  std::set<std::string> keys, beginnings;  // of the natural filler: from anywhere in the text
   for (const FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural}) {
     double least = 1, most = 0;
     for (uint64_t seed = 0; seed < 30; ++seed) {
@@ -69,12 +69,17 @@ TEST(Passkey, PromptsFollowTheSeed) {
       EXPECT_EQ(prompt.key, again.key) << "seed " << seed;
       EXPECT_EQ(prompt.depth, again.depth) << "seed " << seed;
       keys.insert(prompt.key);
+      const std::string text = tiny->tokenizer().decode(prompt.tokens);
+      const size_t filler = text.find("information there.\n");
+      ASSERT_NE(filler, std::string::npos);
+      if (kind == FillerKind::kNatural) beginnings.insert(text.substr(filler, 50));
       least = std::min(least, prompt.depth);
       most = std::max(most, prompt.depth);
     }
     EXPECT_LT(least, 0.25);  // 30 uniform depths: all above with a chance of 2e-4
     EXPECT_GT(most, 0.75);
   }
+  EXPECT_GE(beginnings.size(), 20u);
   EXPECT_GE(keys.size(), 59u);  // of 60 draws among 90,000
   EXPECT_NE(generator.make(FillerKind::kRepeated, 1500, 1).key, generator.make(FillerKind::kRepeated, 1501, 1).key);
 }
