@@ -86,11 +86,11 @@ std::vector<PasskeyRow> evaluate_passkey(Engine& engine, const SpanPlan& plan, s
   std::vector<PasskeyRow> rows;
   std::vector<float> logits(static_cast<size_t>(engine.config().vocab_size));
   int64_t total = 0, done = 0;
-  for (int64_t length : options.lengths) total += 2 * options.n_samples * length;
   for (int64_t length : options.lengths) {  // what cannot be served is found before the work
     engine.new_sequence(plan, length, options.kv_type);
     for (FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural}) generator.make(kind, length, options.seed);
   }
+  for (int64_t length : options.lengths) total += 2 * options.n_samples * length;
   progress.start("pass key", total);
   for (int64_t length : options.lengths) {
     PasskeyRow row;
