@@ -5,7 +5,7 @@
 #include <string_view>
 
 #include "core/error.h"
-#include "moa/span_plan.h"
+#include "plan/span_plan.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace polyspan;

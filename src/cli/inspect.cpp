@@ -6,7 +6,7 @@
 
 #include "cli/cli.h"
 #include "core/error.h"
-#include "moa/span_plan.h"
+#include "plan/span_plan.h"
 
 namespace polyspan::cli {
 namespace {

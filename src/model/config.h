@@ -5,7 +5,7 @@
 #include <string>
 
 #include "io/gguf.h"
-#include "moa/span_plan.h"
+#include "plan/span_plan.h"
 #include "ops/rope.h"
 
 namespace polyspan {

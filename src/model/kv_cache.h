@@ -8,7 +8,7 @@
 
 #include "core/huge_buffer.h"
 #include "model/config.h"
-#include "moa/span_plan.h"
+#include "plan/span_plan.h"
 #include "ops/kernels.h"
 #include "ops/span_attention.h"
 

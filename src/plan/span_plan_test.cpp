@@ -1,5 +1,5 @@
 // Rules, spans, densities and built-in plans; the published plans' figures when POLYSPAN_PLANS_DIR names their folder.
-#include "moa/span_plan.h"
+#include "plan/span_plan.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Reading and writing plan files: every form that must be read, and every way a file can be wrong.
-#include "moa/plan_file.h"
+#include "plan/plan_file.h"
 
 #include <gtest/gtest.h>
 

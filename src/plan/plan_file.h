@@ -1,4 +1,4 @@
-// moa/plan_file.h: the JSON form of a plan, as written in a file and before it is fitted to a model (docs/plans.md).
+// plan/plan_file.h: the JSON form of a plan, as written in a file and before it is fitted to a model (docs/plans.md).
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "moa/span_plan.h"
+#include "plan/span_plan.h"
 
 namespace polyspan {
 

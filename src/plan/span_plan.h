@@ -1,4 +1,4 @@
-// moa/span_plan.h: a plan gives each head of each layer its rule, and a rule gives it a span for an input length.
+// plan/span_plan.h: a plan gives each head of each layer its rule, and a rule gives it a span for an input length.
 // Source: MoA (arXiv 2406.14909) section 3.1; the project's conventions: sink, block, KV-head plans, density.
 #pragma once
 

@@ -1,4 +1,4 @@
-#include "moa/span_plan.h"
+#include "plan/span_plan.h"
 
 #include <algorithm>
 #include <charconv>
@@ -7,7 +7,7 @@
 
 #include "core/error.h"
 #include "core/mapped_file.h"
-#include "moa/plan_file.h"
+#include "plan/plan_file.h"
 
 namespace polyspan {
 namespace {

@@ -1,4 +1,4 @@
-#include "moa/plan_file.h"
+#include "plan/plan_file.h"
 
 #include <algorithm>
 #include <cmath>
