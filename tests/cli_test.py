@@ -259,6 +259,42 @@ class BadInput(CliTest):
             "eval", self.tiny, "--task", "ppl", "--text", self.folder / "missing.txt", mentions=["missing.txt"]
         )
         self.check_error("eval", self.tiny, "--task", "ppl", "--text", self.write("short.txt", "a"), "--ctx", "256")
+        self.check_error("eval", self.tiny, "--task", "ppl", "--lengths", "256,600", mentions=["600", "512"])
+        for task in ("passkey", "longeval", "ruler"):
+            self.check_error("eval", self.tiny, "--task", task, "--lengths", "400,600", mentions=["600", "512"])
+            self.check_error("eval", self.tiny, "--task", task, "--lengths", "60", mentions=["60 tokens"])
+        text = self.write("little.txt", "One sentence. Another one.")
+        ruler = ("eval", self.tiny, "--task", "ruler", "--kinds", "niah_single_2", "--lengths", "500")
+        self.check_error(*ruler, "--text", text, mentions=["--text"])
+
+    def test_evaluation_options(self):
+        for options, mentions in (
+            (("ruler", "--kinds", "vt,no-such-kind"), ["no-such-kind", "niah_single_1"]),
+            (("ruler", "--keys", "2"), ["--keys", "ruler"]),
+            (("ppl", "--depths", "5"), ["--depths", "ppl"]),
+            (("passkey", "--kinds", "vt"), ["--kinds", "passkey"]),
+            (("passkey", "--keys", "0"), ["--keys", "0"]),
+            (("passkey", "--samples", "0"), ["--samples", "0"]),
+            (("passkey", "--lengths", "400,400"), ["400", "twice"]),
+            (("passkey", "--lengths", "0"), ["0"]),
+            (("passkey", "--seed", "-1"), ["-1"]),
+            (("longbench",), ["--data"]),
+        ):
+            self.check_error("eval", self.tiny, "--task", *options, status=2, mentions=mentions)
+
+    def test_evaluation_data(self):
+        good = json.dumps({"dataset": "qasper", "input": "i", "context": "c", "answers": ["a"], "all_classes": None})
+        for name, contents, mentions in (
+            ("empty.jsonl", "", []),
+            ("broken.jsonl", good + "\n{", ["line 2"]),
+            ("other.jsonl", good + "\n" + good.replace("qasper", "no-such-set"), ["line 2", "no-such-set"]),
+            ("field.jsonl", good + "\n\n" + good.replace("answers", "replies"), ["line 3", "answers"]),
+        ):
+            path = self.write(name, contents)
+            self.check_error("eval", self.tiny, "--task", "longbench", "--data", path, mentions=[name, *mentions])
+        self.check_error("eval", self.tiny, "--task", "longeval", "--data", path, mentions=["field.jsonl", "prompt"])
+        missing = self.folder / "missing.jsonl"
+        self.check_error("eval", self.tiny, "--task", "longbench", "--data", missing, mentions=["missing.jsonl"])
 
 
 class TinyModel(CliTest):
@@ -343,6 +379,96 @@ class TinyModel(CliTest):
             self.check_number(row["perplexity"], 1.0)
             self.assertGreater(row["n"], 0)
             self.assertEqual(row["length"], 256)
+
+    def check_rows(self, rows, lengths, fields):
+        self.assertEqual([row["length"] for row in rows], lengths)
+        for row in rows:
+            for field in ("accuracy", "density"):
+                self.check_number(row[field])
+                self.assertLessEqual(row[field], 1)
+            self.assertGreater(row["kv_bytes"], 0)
+            for field in fields:
+                self.assertIn(field, row)
+
+    def test_passkey(self):
+        options = ("eval", self.tiny, "--task", "passkey", "--lengths", "450,500", "--samples", "2")
+        result = self.call_json(*options)
+        self.assertEqual((result["task"], result["plan"], result["keys"]), ("passkey", "dense", 1))
+        self.check_rows(result["rows"], [450, 500], ["repeated", "natural"])
+        self.assertNotIn("compare", result)
+        for row in result["rows"]:
+            self.assertEqual((row["n"], row["repeated"]["n"], row["natural"]["n"]), (4, 2, 2))
+            self.assertNotIn("depths", row)
+        grid = self.call_json(*options, "--depths", "3")
+        for row in grid["rows"]:
+            self.assertEqual(row["n"], 12)
+            self.assertEqual([(cell["depth"], cell["n"]) for cell in row["depths"]], [(0, 4), (0.5, 4), (1, 4)])
+
+    def test_compare(self):
+        # Spans 64, 64 + N/4, N/2, N: the density differs from length to length.
+        rules = {"n_kv_heads": 2, "sink": 4, "alphas": [[64, 64], [0, 0]], "betas": [[0, 0.25], [0.5, 1]]}
+        plan = self.write("mixed.json", json.dumps(rules))
+        result = self.call_json(
+            "eval", self.tiny, "--task", "passkey", "--lengths", "450,500", "--samples", "1",
+            "--plan", plan, "--compare",
+        )
+        compare = result["compare"]
+        self.assertEqual(list(compare), ["dense", "uniform", plan])
+        self.assertEqual(compare[plan], result["rows"])
+        for rows in compare.values():
+            self.check_rows(rows, [450, 500], ["repeated", "natural"])
+        densities = [row["density"] for row in compare[plan]]
+        self.assertGreater(densities[0] - densities[1], 0.005)
+        for mine, uniform, dense in zip(compare[plan], compare["uniform"], compare["dense"]):
+            self.assertAlmostEqual(mine["density"], uniform["density"], delta=0.005)
+            self.assertEqual(dense["density"], 1)
+        self.assertEqual(list(result["effective_context"]), ["uniform", plan])
+        for context in result["effective_context"].values():  # a model that finds nothing has none
+            self.assertEqual((context["tokens"], context["times_mean_span"]), (0, 0))
+        text = self.write("text.txt", "the quick brown fox and the lazy dog, again and again. " * 30)
+        result = self.call_json(
+            "eval", self.tiny, "--task", "ppl", "--text", text, "--lengths", "300,500", "--plan", plan, "--compare"
+        )
+        for name, rows in result["compare"].items():
+            self.assertEqual([row["length"] for row in rows], [300, 500], name)
+        ppl = ("eval", self.tiny, "--task", "ppl", "--text", text, "--ctx", "300", "--compare")
+        uniform = self.call_json(*ppl, "--plan", "uniform:0.5")
+        self.assertEqual(list(uniform["compare"]), ["dense", "uniform", "uniform:0.5"])
+        self.assertEqual(uniform["compare"]["uniform"], uniform["rows"])
+        table = self.call(*ppl, "--plan", plan)
+        for word in ("dense", "uniform", "mixed.json", "perplexity", "300 tokens"):
+            self.assertIn(word, table.out)
+
+    def test_longeval(self):
+        record = {"prompt": "line a-b: REGISTER_CONTENT is <5>\nWhich?", "expected_number": 5, "num_lines": 1}
+        path = self.write("lines.jsonl", "".join(json.dumps(record) + "\n" for _ in range(3)))
+        for options, n in (((), 3), (("--samples", "2"), 2)):
+            rows = self.call_json("eval", self.tiny, "--task", "longeval", "--data", path, *options)["rows"]
+            self.assertEqual([row["n"] for row in rows], [n])
+        rows = self.call_json("eval", self.tiny, "--task", "longeval", "--lengths", "500", "--samples", "2")["rows"]
+        self.check_rows(rows, [500], [])
+
+    def test_ruler(self):
+        options = ("eval", self.tiny, "--task", "ruler", "--lengths", "500", "--samples", "1")
+        options += ("--kinds", "niah_single_1,qa_1")
+        result = self.call_json(*options)
+        self.check_rows(result["rows"], [500], ["kinds"])
+        self.assertEqual(list(result["rows"][0]["kinds"]), ["niah_single_1", "qa_1"])
+        self.assertIn("SQuAD", result["note"])
+        self.assertEqual(result, self.call_json(*options, "-t", "2"))
+
+    def test_longbench(self):
+        records = [
+            {"dataset": "hotpotqa", "input": "i", "context": "word " * 500, "answers": ["a", "b"], "all_classes": None},
+            {"dataset": "trec", "input": "i", "context": "c", "answers": ["X"], "all_classes": ["X", "Y"]},
+        ]
+        paths = [self.write(f"{i}.jsonl", json.dumps(record)) for i, record in enumerate(records)]
+        options = ("eval", self.tiny, "--task", "longbench", "--lengths", "400,512")
+        rows = self.call_json(*options, "--data", *paths)["rows"]
+        self.check_rows(rows, [400, 512], ["datasets"])
+        for row in rows:
+            metrics = {name: cell["metric"] for name, cell in row["datasets"].items()}
+            self.assertEqual(metrics, {"hotpotqa": "token F1", "trec": "classification accuracy"})
 
     def test_inspect_of_the_model(self):
         result = self.call_json("inspect", self.tiny)

@@ -1,136 +1,125 @@
 #include "eval/passkey.h"
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
+#include <numeric>
+#include <random>
 
 #include "core/error.h"
-#include "engine/sampler.h"
+#include "eval/words.h"
 
 namespace polyspan {
 namespace {
 
-constexpr std::string_view kSystem = "You are a helpful assistant.";
 constexpr std::string_view kInstruction =
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. I will quiz you about the "
     "important information there.\n";
-constexpr std::string_view kQuestion = "\nWhat is the pass key?";
-constexpr std::string_view kRepeatedText =
-    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
-// With the space, which is a token of its own before digits: without it, SmolLM2-135M often goes on with a word.
-constexpr std::string_view kAnswerStart = "The pass key is ";
 constexpr int64_t kAnswerTokens = 8;  // room for five digits and what may follow
 
-// A conversation is encoded whole, so the filler's place is marked and the tokens are cut there.
-constexpr std::string_view kMark = "\x01";
+// "The pass key" or "The pass key of river". The answer's opening ends with its space, which is a token of its own before
+// digits: without it, SmolLM2-135M often goes on with a word.
+std::string pass_key(const std::string& name) { return name.empty() ? "pass key" : "pass key of " + name; }
+std::string question(const std::string& name) { return "\nWhat is the " + pass_key(name) + "?"; }
+std::string answer_start(const std::string& name) { return "The " + pass_key(name) + " is "; }
+std::string needle(const std::string& name, const std::string& key) {
+  return "The " + pass_key(name) + " is " + key + ". Remember it. " + key + " is the " + pass_key(name) + ". ";
+}
+
+struct PlacedKey {
+  int64_t at = 0;  // filler tokens before it
+  std::vector<TokenId> tokens;
+};
 
 }  // namespace
 
-PasskeyGenerator::PasskeyGenerator(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view natural_text) : tokenizer_(tokenizer) {
-  const std::vector<TokenId> mark = tokenizer.encode(kMark, {});
-  std::vector<TokenId> all;
-  if (format != nullptr) {
-    const ChatMessage messages[] = {{"system", std::string(kSystem)},
-                                    {"user", std::string(kInstruction) + std::string(kMark) + std::string(kQuestion)}};
-    all = format->encode(messages, tokenizer);
-  } else {
-    all = tokenizer.encode(std::string(kInstruction) + std::string(kMark) + std::string(kQuestion) + "\n", {.add_bos = tokenizer.adds_bos()});
-  }
-  const auto cut = mark.empty() ? all.end() : std::find(all.begin(), all.end(), mark.back());
-  if (cut == all.end()) throw Error::unsupported("the tokenizer has no token for the byte 1, which pass-key prompts are cut at");
-  head_.assign(all.begin(), cut);
-  tail_.assign(cut + 1, all.end());
-  answer_start_ = tokenizer.encode(kAnswerStart, {});
-  unit_ = tokenizer.encode(kRepeatedText, {});
-  natural_ = tokenizer.encode(natural_text, {});
-}
+PasskeyGenerator::PasskeyGenerator(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view natural_text)
+    : tokenizer_(tokenizer), format_(format), frame_(tokenizer, format, kInstruction, question(""), answer_start("")),
+      unit_(tokenizer.encode(kRepeatedText, {})), natural_(tokenizer.encode(natural_text, {})) {}
 
-PasskeyPrompt PasskeyGenerator::make(FillerKind kind, int64_t n_tokens, uint64_t seed) const {
+int64_t PasskeyGenerator::most_keys() { return std::ssize(nouns()); }
+int64_t PasskeyGenerator::answer_tokens() { return kAnswerTokens; }
+
+PasskeyPrompt PasskeyGenerator::make(FillerKind kind, int64_t n_tokens, uint64_t seed, const PasskeyVariant& variant) const {
+  if (variant.n_keys < 1 || variant.n_keys > most_keys())
+    throw Error::bad_input("a pass-key prompt of ", variant.n_keys, " keys; it can have 1 to ", most_keys());
   std::mt19937_64 random(seed * 2 + (kind == FillerKind::kNatural ? 1 : 0) + static_cast<uint64_t>(n_tokens) * 1000003);
   const auto below = [&random](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
+  const auto five_digits = [&] { return std::to_string(10000 + below(90000)); };
   PasskeyPrompt prompt;
-  prompt.key = std::to_string(10000 + below(90000));
-  const std::vector<TokenId> needle = tokenizer_.encode("The pass key is " + prompt.key + ". Remember it. " + prompt.key + " is the pass key. ", {});
-  const int64_t fixed = static_cast<int64_t>(head_.size() + needle.size() + tail_.size() + answer_start_.size()) + kAnswerTokens;
+  prompt.key = five_digits();
+  std::vector<std::string> names(1), keys = {prompt.key};
+  if (variant.n_keys > 1) {
+    names.assign(nouns().begin(), nouns().end());
+    for (int64_t i = 0; i < variant.n_keys; ++i)
+      std::swap(names[static_cast<size_t>(i)], names[static_cast<size_t>(i + below(std::ssize(names) - i))]);
+    names.resize(static_cast<size_t>(variant.n_keys));
+    while (std::ssize(keys) < variant.n_keys)
+      if (std::string key = five_digits(); std::find(keys.begin(), keys.end(), key) == keys.end()) keys.push_back(std::move(key));
+  }
+  prompt.name = names[0];
+  std::vector<PlacedKey> placed(keys.size());
+  int64_t needle_tokens = 0;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    placed[i].tokens = tokenizer_.encode(needle(names[i], keys[i]), {});
+    needle_tokens += std::ssize(placed[i].tokens);
+  }
+  const PromptFrame frame =
+      prompt.name.empty() ? frame_ : PromptFrame(tokenizer_, format_, kInstruction, question(prompt.name), answer_start(prompt.name));
+  const int64_t fixed = frame.size() + needle_tokens + kAnswerTokens;
   const int64_t n_filler = n_tokens - fixed;
   if (n_filler < 1) throw Error::bad_input("a pass-key prompt of ", n_tokens, " tokens: the question alone needs ", fixed);
   std::vector<TokenId> filler;
-  int64_t at = 0;
-  const int64_t unit = static_cast<int64_t>(unit_.size());
+  const int64_t unit = std::ssize(unit_);
   if (kind == FillerKind::kRepeated) {
     for (int64_t i = 0; i < n_filler; ++i) filler.push_back(unit_[static_cast<size_t>(i % unit)]);
-    at = below(n_filler / unit + 1) * unit;
   } else {
-    const int64_t n_natural = static_cast<int64_t>(natural_.size());
+    const int64_t n_natural = std::ssize(natural_);
     if (n_natural < n_filler + 1)
       throw Error::bad_input("the natural text has ", n_natural, " tokens; prompts of ", n_tokens, " need more than ", n_filler, " (--text FILE)");
     const int64_t start = below(n_natural - n_filler);
     filler.assign(natural_.begin() + start, natural_.begin() + start + n_filler);
-    at = below(n_filler + 1);
   }
-  prompt.depth = static_cast<double>(at) / static_cast<double>(n_filler);
+  const int64_t step = kind == FillerKind::kRepeated ? unit : 1;  // between two repetitions; anywhere in running text
+  for (PlacedKey& key : placed) key.at = below(n_filler / step + 1) * step;
+  if (variant.depth) placed[0].at = static_cast<int64_t>(std::clamp(*variant.depth, 0.0, 1.0) * static_cast<double>(n_filler / step) + 0.5) * step;
+  prompt.depth = static_cast<double>(placed[0].at) / static_cast<double>(n_filler);
+  std::stable_sort(placed.begin(), placed.end(), [](const PlacedKey& a, const PlacedKey& b) { return a.at < b.at; });
   auto& out = prompt.tokens;
-  out = head_;
-  out.insert(out.end(), filler.begin(), filler.begin() + at);
-  out.insert(out.end(), needle.begin(), needle.end());
-  out.insert(out.end(), filler.begin() + at, filler.end());
-  out.insert(out.end(), tail_.begin(), tail_.end());
-  out.insert(out.end(), answer_start_.begin(), answer_start_.end());
+  out = frame.head;
+  int64_t from = 0;
+  for (const PlacedKey& key : placed) {
+    out.insert(out.end(), filler.begin() + from, filler.begin() + key.at);
+    out.insert(out.end(), key.tokens.begin(), key.tokens.end());
+    from = key.at;
+  }
+  out.insert(out.end(), filler.begin() + from, filler.end());
+  out.insert(out.end(), frame.tail.begin(), frame.tail.end());
   return prompt;
 }
 
-std::vector<PasskeyRow> evaluate_passkey(Engine& engine, const SpanPlan& plan, std::string_view text, const PasskeyOptions& options, Progress& progress) {
-  const ChatFormat* format = engine.has_chat_format() ? &engine.chat_format() : nullptr;
-  const PasskeyGenerator generator(engine.tokenizer(), format, text);
-  std::vector<PasskeyRow> rows;
-  std::vector<float> logits(static_cast<size_t>(engine.config().vocab_size));
-  int64_t total = 0, done = 0;
-  for (int64_t length : options.lengths) {  // what cannot be served is found before the work
-    engine.new_sequence(plan, length, options.kv_type);
-    for (FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural}) generator.make(kind, length, options.seed);
-  }
-  for (int64_t length : options.lengths) total += 2 * options.n_samples * length;
-  progress.start("pass key", total);
-  for (int64_t length : options.lengths) {
-    PasskeyRow row;
-    row.length = length;
-    for (FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural})
-      for (int64_t sample = 0; sample < options.n_samples; ++sample) {
-        const PasskeyPrompt prompt = generator.make(kind, length, options.seed * 7919 + static_cast<uint64_t>(sample));
-        const std::unique_ptr<Sequence> sequence = engine.new_sequence(plan, length, options.kv_type);
-        row.kv_bytes = sequence->cache().bytes();
-        std::vector<TokenId> answer;
-        const StepRequest feed{sequence.get(), prompt.tokens, logits.data()};
-        engine.step({&feed, 1});
-        for (int64_t i = 0; i < kAnswerTokens; ++i) {
-          answer.push_back(greedy_token(logits));
-          if (i + 1 == kAnswerTokens) break;
-          const StepRequest next{sequence.get(), {&answer.back(), 1}, logits.data()};
-          engine.step({&next, 1});
+std::vector<PromptItem> passkey_items(const Engine& engine, std::string_view text, const PasskeyOptions& options) {
+  if (options.n_depths < 0) throw Error::usage(options.n_depths, " depths; wanted 1 or more, or 0 for random places");
+  for (const int64_t length : options.lengths) check_length(engine, length);
+  const PasskeyGenerator generator(engine.tokenizer(), engine.has_chat_format() ? &engine.chat_format() : nullptr, text);
+  std::vector<PromptItem> items;
+  for (const int64_t length : options.lengths)
+    for (const FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural})
+      for (int64_t place = 0; place < std::max<int64_t>(1, options.n_depths); ++place)
+        for (int64_t sample = 0; sample < options.n_samples; ++sample) {
+          PasskeyVariant variant{options.n_keys, std::nullopt};
+          if (options.n_depths == 1) variant.depth = 0.5;
+          if (options.n_depths > 1) variant.depth = static_cast<double>(place) / static_cast<double>(options.n_depths - 1);
+          const uint64_t seed = options.seed * 7919 + static_cast<uint64_t>(sample + place * 1'000'003);
+          PasskeyPrompt prompt = generator.make(kind, length, seed, variant);
+          items.push_back({.tokens = std::move(prompt.tokens),
+                           .max_new_tokens = kAnswerTokens,
+                           .planned_length = length,
+                           .rule = ScoreRule::kStartsWith,
+                           .wanted = {prompt.key},
+                           .row_length = length,
+                           .kind = kind == FillerKind::kRepeated ? "repeated" : "natural",
+                           .depth = variant.depth});
         }
-        const std::string said = engine.tokenizer().decode(answer);
-        const size_t digits = said.find_first_not_of(" \n");
-        PasskeyCell& cell = kind == FillerKind::kRepeated ? row.repeated : row.natural;
-        ++cell.n;
-        cell.n_right += digits != std::string::npos && said.compare(digits, prompt.key.size(), prompt.key) == 0;
-        progress.update(done += length);
-      }
-    rows.push_back(row);
-  }
-  progress.finish();
-  return rows;
-}
-
-std::optional<std::string> default_natural_text() {
-  std::string text;
-  // The longest plain texts first; names are those of Debian's base-files.
-  for (const char* name : {"GPL-3", "GFDL-1.3", "MPL-1.1", "LGPL-2.1", "Apache-2.0", "GPL-2", "Artistic"}) {
-    std::ifstream file(std::filesystem::path("/usr/share/common-licenses") / name, std::ios::binary);
-    if (file) text.append(std::istreambuf_iterator<char>(file), {});
-  }
-  if (text.empty()) return std::nullopt;
-  return text;
+  return items;
 }
 
 }  // namespace polyspan

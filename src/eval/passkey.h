@@ -3,59 +3,61 @@
 
 #include <cstdint>
 #include <optional>
-#include <random>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "engine/engine.h"
+#include "eval/natural_text.h"
+#include "eval/prompt_frame.h"
+#include "eval/prompt_item.h"
 
 namespace polyspan {
 
 enum class FillerKind { kRepeated, kNatural };
 
 struct PasskeyPrompt {
-  std::vector<TokenId> tokens;  // ends with "The pass key is ": the model goes on with the digits
+  std::vector<TokenId> tokens;  // ends with the answer's opening ("The pass key is "): the model goes on with the digits
   std::string key;              // five digits
+  std::string name;             // of the key asked for; empty where there is one key only
   double depth = 0;             // where in the filler the key stands, 0 to 1
+};
+
+struct PasskeyVariant {
+  int64_t n_keys = 1;           // more than one: each has a name, and one of them is asked for
+  std::optional<double> depth = {};  // 0 to 1, where the key asked for stands; absent: anywhere
 };
 
 // Builds prompts of an exact length from tokenised parts.
 class PasskeyGenerator {
  public:
   // natural_text: running text for FillerKind::kNatural; may be empty when only repeated filler is asked for.
+  // `tokenizer` and `format` must outlive the generator; format may be null.
   PasskeyGenerator(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view natural_text);
-  // Prompt and answer together have n_tokens tokens. Deterministic in (kind, n_tokens, seed). Throws Error (kBadInput)
-  // when n_tokens is too small for the question, or the natural text too short.
-  PasskeyPrompt make(FillerKind kind, int64_t n_tokens, uint64_t seed) const;
+  // Prompt and answer together have n_tokens tokens. Deterministic in (kind, n_tokens, seed, variant); the default variant
+  // is one key at a random place, and a depth changes nothing but that place. Throws Error (kBadInput) when n_tokens is
+  // too small for the question, the natural text too short, or n_keys not in [1, most_keys()].
+  PasskeyPrompt make(FillerKind kind, int64_t n_tokens, uint64_t seed, const PasskeyVariant& variant = {}) const;
+
+  static int64_t most_keys();
+  static int64_t answer_tokens();  // the room that a prompt leaves
 
  private:
   const Tokenizer& tokenizer_;
-  std::vector<TokenId> head_, tail_, answer_start_, unit_, natural_;
+  const ChatFormat* format_;
+  PromptFrame frame_;
+  std::vector<TokenId> unit_, natural_;
 };
 
 struct PasskeyOptions {
   std::vector<int64_t> lengths = {1024, 2048, 4096};
-  int64_t n_samples = 8;           // prompts a length and kind of filler
+  int64_t n_samples = 8;  // prompts a length, kind of filler and depth
   uint64_t seed = 1;
-  KvType kv_type = KvType::kF16;
+  int64_t n_keys = 1;
+  int64_t n_depths = 0;   // 0: random places; 1: the middle; else evenly spaced from the beginning to the end
 };
 
-struct PasskeyCell {
-  int64_t n = 0, n_right = 0;
-  double accuracy() const { return n == 0 ? 0 : static_cast<double>(n_right) / static_cast<double>(n); }
-};
-struct PasskeyRow {
-  int64_t length = 0, kv_bytes = 0;
-  PasskeyCell repeated, natural;
-  double accuracy() const { return static_cast<double>(repeated.n_right + natural.n_right) / static_cast<double>(repeated.n + natural.n); }
-};
-
-// A prompt counts when the greedy continuation starts with the five digits. `text` is the natural filler.
-std::vector<PasskeyRow> evaluate_passkey(Engine& engine, const SpanPlan& plan, std::string_view text, const PasskeyOptions& options,
-                                         Progress& progress = no_progress());
-
-// Running text from files that every Debian system has (/usr/share/common-licenses), or nullopt where they are missing.
-std::optional<std::string> default_natural_text();
+// Kinds "repeated" and "natural"; rows by length. A prompt counts when the greedy continuation starts with the five digits.
+// `text` is the natural filler. Throws Error before a prompt is made for what cannot be served.
+std::vector<PromptItem> passkey_items(const Engine& engine, std::string_view text, const PasskeyOptions& options);
 
 }  // namespace polyspan

@@ -1,28 +1,19 @@
 // Pass-key prompts: their exact length, what is in them, and what is refused; the evaluation on a random model.
 #include "eval/passkey.h"
 
+#include <map>
 #include <set>
+#include <tuple>
 
-#include "engine/engine_test_util.h"
-#include "engine/sampler.h"
+#include "eval/eval_test_util.h"
+#include "eval/summary.h"
+#include "eval/words.h"
 
 namespace polyspan {
 namespace {
 using namespace testing_util;
 
 constexpr int64_t kAnswerTokens = 8;  // that a prompt leaves for the answer
-
-std::string natural_text() {
-  std::string text;
-  for (int i = 0; i < 400; ++i) text += "Sentence number " + std::to_string(i) + " says nothing. ";
-  return text;
-}
-
-size_t count(std::string_view text, std::string_view wanted) {
-  size_t n = 0;
-  for (size_t at = text.find(wanted); at != text.npos; at = text.find(wanted, at + 1)) ++n;
-  return n;
-}
 
 TEST(Passkey, PromptsHaveTheirLengthAndTheirKey) {
   const TinyEngine tiny;
@@ -43,13 +34,13 @@ TEST(Passkey, PromptsHaveTheirLengthAndTheirKey) {
           EXPECT_NE(prompt.key[0], '0') << prompt.key;
           const std::string text = tiny->tokenizer().decode(prompt.tokens, /*with_special=*/true);
           EXPECT_EQ(
-              count(text, "The pass key is " + prompt.key + ". Remember it. " + prompt.key + " is the pass key. "), 1u);
-          EXPECT_EQ(count(text, prompt.key), 2u);
-          EXPECT_EQ(count(text, "What is the pass key?"), 1u);
+              count(text, "The pass key is " + prompt.key + ". Remember it. " + prompt.key + " is the pass key. "), 1);
+          EXPECT_EQ(count(text, prompt.key), 2);
+          EXPECT_EQ(count(text, "What is the pass key?"), 1);
           EXPECT_TRUE(text.ends_with("The pass key is ")) << text.substr(text.size() - 40);
           EXPECT_EQ(text.starts_with("<|im_start|>system\n"), has_format) << text.substr(0, 40);
-          EXPECT_EQ(count(text, "\x01"), 0u);
-          EXPECT_GT(count(text, kind == FillerKind::kRepeated ? "The grass is green." : "says nothing."), 2u);
+          EXPECT_EQ(count(text, "\x01"), 0);
+          EXPECT_GT(count(text, kind == FillerKind::kRepeated ? "The grass is green." : "says nothing."), 2);
           // The depth is where the key stands between what is before and after the filler.
           const double at = static_cast<double>(text.find("The pass key is")) / static_cast<double>(text.size());
           EXPECT_NEAR(at, prompt.depth, 0.5);
@@ -107,50 +98,124 @@ TEST(Passkey, LengthsThatCannotBeServed) {
   EXPECT_EQ(std::ssize(generator.make(FillerKind::kNatural, least, 1).tokens), least - kAnswerTokens);
 }
 
-// A random model finds nothing; the counts, lengths and bytes are those asked for, and the work is told.
-TEST(Passkey, EvaluatesEveryCell) {
-  struct Record final : Progress {
-    int64_t total = 0, done = 0;
-    void start(std::string_view, int64_t n) override { total = n; }
-    void update(int64_t n) override { done = n; }
-  } progress;
+// The default prompts do not change: calibration and published figures stand on them. Hashes by the first version.
+TEST(Passkey, DefaultPromptsStay) {
+  struct Case {
+    bool has_format;
+    FillerKind kind;
+    int64_t n_tokens;
+    uint64_t seed;
+    const char* key;
+    uint64_t hash;  // FNV-1a over the token ids
+  };
+  const Case cases[] = {
+      {true, FillerKind::kRepeated, 700, 1, "90989", 12754787115848129340u},
+      {true, FillerKind::kNatural, 700, 1, "36376", 17878565610346708217u},
+      {false, FillerKind::kRepeated, 700, 7919, "10625", 5009327657760240966u},
+      {false, FillerKind::kNatural, 700, 55, "52530", 10974155969749684084u},
+  };
   const TinyEngine tiny;
-  const SpanPlan plan = tiny.uniform(0.5);
+  for (const Case& c : cases) {
+    const PasskeyPrompt prompt =
+        PasskeyGenerator(tiny->tokenizer(), c.has_format ? &tiny->chat_format() : nullptr, natural_text()).make(c.kind, c.n_tokens, c.seed);
+    uint64_t hash = 1469598103934665603u;
+    for (const TokenId token : prompt.tokens) hash = (hash ^ static_cast<uint64_t>(token)) * 1099511628211u;
+    EXPECT_EQ(prompt.key, c.key);
+    EXPECT_EQ(hash, c.hash) << "key " << c.key;
+  }
+}
+
+// Several keys: each is in the prompt once, under its own name, and one is asked for.
+TEST(Passkey, SeveralKeys) {
+  const TinyEngine tiny;
+  const PasskeyGenerator generator(tiny->tokenizer(), &tiny->chat_format(), natural_text());
+  for (const FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural})
+    for (const int64_t n_keys : {2, 4, 7})
+      for (uint64_t seed = 0; seed < 5; ++seed) {
+        SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << " n_keys " << n_keys << " seed " << seed);
+        const PasskeyPrompt prompt = generator.make(kind, 2000, seed, {.n_keys = n_keys});
+        EXPECT_EQ(std::ssize(prompt.tokens), 2000 - kAnswerTokens);
+        const std::string text = tiny->tokenizer().decode(prompt.tokens);
+        const std::string of_name = "pass key of " + prompt.name;
+        EXPECT_EQ(count(text, "The " + of_name + " is " + prompt.key + ". Remember it. " + prompt.key + " is the " + of_name + ". "), 1);
+        EXPECT_EQ(count(text, ". Remember it. "), n_keys);
+        EXPECT_EQ(count(text, prompt.key), 2);
+        EXPECT_EQ(count(text, "What is the " + of_name + "?"), 1);
+        EXPECT_TRUE(text.ends_with("The " + of_name + " is ")) << text.substr(text.size() - 40);
+        int64_t n_named = 0;
+        for (const std::string_view name : nouns()) n_named += count(text, "pass key of " + std::string(name) + ". ") == 1;
+        EXPECT_EQ(n_named, n_keys);
+        EXPECT_EQ(prompt.tokens, generator.make(kind, 2000, seed, {.n_keys = n_keys}).tokens);
+      }
+  for (const int64_t n_keys : {int64_t{-1}, int64_t{0}, PasskeyGenerator::most_keys() + 1})
+    expect_error([&] { generator.make(FillerKind::kRepeated, 2000, 1, {.n_keys = n_keys}); }, ErrorKind::kBadInput, {std::to_string(n_keys), "1 to"});
+}
+
+// A depth moves the key and nothing else; 0 is right after the instruction, 1 right before the question.
+TEST(Passkey, Depths) {
+  const TinyEngine tiny;
+  const PasskeyGenerator generator(tiny->tokenizer(), &tiny->chat_format(), natural_text());
+  for (const FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural}) {
+    const PasskeyPrompt anywhere = generator.make(kind, 3000, 5);
+    const std::string needle = "The pass key is " + anywhere.key + ". Remember it. " + anywhere.key + " is the pass key. ";
+    const auto without_needle = [&](const PasskeyPrompt& prompt) {
+      std::string text = tiny->tokenizer().decode(prompt.tokens);
+      text.erase(text.find(needle), needle.size());
+      return text;
+    };
+    for (const double depth : {0.0, 0.25, 0.5, 0.75, 1.0}) {
+      const PasskeyPrompt prompt = generator.make(kind, 3000, 5, {.depth = depth});
+      EXPECT_EQ(prompt.key, anywhere.key);
+      EXPECT_NEAR(prompt.depth, depth, 0.04);  // a repetition is 3% of the filler
+      EXPECT_EQ(without_needle(prompt), without_needle(anywhere));
+      const std::string text = tiny->tokenizer().decode(prompt.tokens);
+      const double begin = static_cast<double>(text.find("information there.\n") + 19),
+                   end = static_cast<double>(text.find("\nWhat is")) - static_cast<double>(needle.size());
+      EXPECT_NEAR((static_cast<double>(text.find(needle)) - begin) / (end - begin), prompt.depth, 0.02);
+    }
+    EXPECT_EQ(generator.make(kind, 3000, 5, {.depth = 0.0}).depth, 0.0);
+  }
+}
+
+// Every cell has its prompts, of its length and with its key.
+TEST(Passkey, Items) {
+  const TinyEngine tiny;
   PasskeyOptions options;
   options.lengths = {600, 800};
   options.n_samples = 2;
-  options.kv_type = KvType::kQ8;
-  const std::vector<PasskeyRow> rows = evaluate_passkey(*tiny, plan, natural_text(), options, progress);
-  ASSERT_EQ(rows.size(), 2u);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    EXPECT_EQ(rows[i].length, options.lengths[i]);
-    EXPECT_EQ(rows[i].repeated.n, 2);
-    EXPECT_EQ(rows[i].natural.n, 2);
-    EXPECT_EQ(rows[i].accuracy(), 0.0);
-    EXPECT_EQ(rows[i].kv_bytes, KvLayout(tiny->config(), plan, options.lengths[i], KvType::kQ8).bytes);
+  options.n_depths = 3;
+  const std::vector<PromptItem> items = passkey_items(*tiny, natural_text(), options);
+  ASSERT_EQ(items.size(), 2u * 2 * 3 * 2);
+  std::map<std::tuple<int64_t, std::string, double>, int> cells;
+  std::set<std::string> keys;
+  for (const PromptItem& item : items) {
+    ++cells[{item.row_length, item.kind, item.depth.value()}];
+    keys.insert(item.wanted.at(0));
+    EXPECT_EQ(std::ssize(item.tokens) + item.max_new_tokens, item.planned_length);
+    EXPECT_EQ(item.planned_length, item.row_length);
+    EXPECT_EQ(item.rule, ScoreRule::kStartsWith);
+    EXPECT_EQ(count(tiny->tokenizer().decode(item.tokens), item.wanted[0]), 2);
   }
-  EXPECT_EQ(progress.total, 2 * 2 * 1400);
-  EXPECT_EQ(progress.done, progress.total);
+  EXPECT_EQ(cells.size(), 12u);
+  for (const auto& [cell, n] : cells) EXPECT_EQ(n, 2);
+  EXPECT_EQ(keys.size(), items.size());
+  options.n_depths = 0;
+  EXPECT_FALSE(passkey_items(*tiny, natural_text(), options)[0].depth);
+  options.n_depths = 1;
+  EXPECT_EQ(passkey_items(*tiny, natural_text(), options)[0].depth, 0.5);
 }
 
-// What cannot be served at the last length is said before the first is computed.
+// What cannot be served is said before any prompt is made.
 TEST(Passkey, ChecksAllLengthsFirst) {
-  struct Record final : Progress {
-    bool has_started = false;
-    void start(std::string_view, int64_t) override { has_started = true; }
-  } progress;
   const TinyEngine tiny;
   for (const int64_t length : {int64_t{50}, int64_t{4097}, INT64_MAX}) {
     PasskeyOptions options;
     options.lengths = {600, length};
-    expect_error([&] { evaluate_passkey(*tiny, tiny.dense(), natural_text(), options, progress); },
-                 ErrorKind::kBadInput, {std::to_string(length)});
+    expect_error([&] { passkey_items(*tiny, natural_text(), options); }, ErrorKind::kBadInput, {std::to_string(length)});
   }
   PasskeyOptions options;
   options.lengths = {600};
-  expect_error([&] { evaluate_passkey(*tiny, tiny.dense(), "too short", options, progress); }, ErrorKind::kBadInput,
-               {"--text"});
-  EXPECT_FALSE(progress.has_started);
+  expect_error([&] { passkey_items(*tiny, "too short", options); }, ErrorKind::kBadInput, {"--text"});
 }
 
 }  // namespace

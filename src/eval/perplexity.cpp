@@ -8,15 +8,29 @@
 
 namespace polyspan {
 
-PerplexityResult perplexity(Engine& engine, std::string_view text, const SpanPlan& plan, const PerplexityOptions& options, Progress& progress) {
+namespace {
+
+// The whole windows of a text of this many tokens that are wanted.
+int64_t windows_of(int64_t n_tokens, const PerplexityOptions& options) {
   const int64_t window = options.window_tokens;
   if (window < 4) throw Error::usage("windows of ", window, " tokens; at least 4 are needed");
   if (options.n_windows < 0) throw Error::usage(options.n_windows, " windows; at least 1 is needed, or 0 for all");
-  const std::vector<TokenId> tokens = engine.tokenizer().encode(text, {});
-  const int64_t whole = static_cast<int64_t>(tokens.size()) / window;
+  const int64_t whole = n_tokens / window;
   if (whole == 0 || whole < options.n_windows)
-    throw Error::bad_input("the text has ", tokens.size(), " tokens: ", whole, " windows of ", window, ", ", std::max<int64_t>(1, options.n_windows), " wanted");
-  const int64_t n_windows = options.n_windows == 0 ? whole : options.n_windows, half = window / 2;
+    throw Error::bad_input("the text has ", n_tokens, " tokens: ", whole, " windows of ", window, ", ", std::max<int64_t>(1, options.n_windows),
+                           " wanted");
+  return options.n_windows == 0 ? whole : options.n_windows;
+}
+
+}  // namespace
+
+int64_t count_windows(const Engine& engine, std::string_view text, const PerplexityOptions& options) {
+  return windows_of(std::ssize(engine.tokenizer().encode(text, {})), options);
+}
+
+PerplexityResult perplexity(Engine& engine, std::string_view text, const SpanPlan& plan, const PerplexityOptions& options, Progress& progress) {
+  const std::vector<TokenId> tokens = engine.tokenizer().encode(text, {});
+  const int64_t window = options.window_tokens, n_windows = windows_of(std::ssize(tokens), options), half = window / 2;
   PerplexityResult result;
   result.n_windows = n_windows;
   double total = 0;

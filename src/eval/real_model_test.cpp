@@ -8,6 +8,8 @@
 #include "engine/generate.h"
 #include "eval/passkey.h"
 #include "eval/perplexity.h"
+#include "eval/ruler.h"
+#include "eval/summary.h"
 
 namespace polyspan {
 namespace {
@@ -99,24 +101,31 @@ TEST_F(RealModel, SlowGreedyTextIsThatOfLlamaCpp) {
 
 // Dense attention finds the key; a uniform plan that keeps an eighth of 1,024 tokens loses most keys.
 TEST_F(RealModel, SlowPasskeyNeedsTheSpan) {
-  const std::string text = generated_text();
   PasskeyOptions options;
   options.lengths = {512, 1024};
   options.n_samples = 4;
-  const std::vector<PasskeyRow> dense = evaluate_passkey(*engine_, plan(1.0), text, options);
-  EXPECT_GE(dense[0].repeated.n_right, 3);
-  EXPECT_GE(dense[0].natural.n_right, 3);
-  EXPECT_GE(dense[1].repeated.n_right, 3);
-  EXPECT_GE(dense[1].natural.n_right, 3);
-  options.lengths = {1024};
-  const std::vector<PasskeyRow> short_spans = evaluate_passkey(*engine_, plan(0.125), text, options);
-  EXPECT_LT(short_spans[0].repeated.n_right, dense[1].repeated.n_right);
-  EXPECT_LT(short_spans[0].accuracy(), dense[1].accuracy());
-  EXPECT_LT(short_spans[0].kv_bytes * 4, dense[1].kv_bytes);
-  for (const PasskeyRow& row : {dense[0], dense[1], short_spans[0]})
-    RecordProperty(
-        "right_of_8_at_" + std::to_string(row.length) + "_cache_bytes_" + std::to_string(row.kv_bytes),
-        std::to_string(row.repeated.n_right) + " repeated " + std::to_string(row.natural.n_right) + " natural");
+  const std::vector<PromptItem> items = passkey_items(*engine_, generated_text(), options);
+  const auto rows = [&](double density) { return summarize(items, evaluate_items(*engine_, same_plan(plan(density)), items, KvType::kF16)); };
+  const std::vector<EvalRow> dense = rows(1.0), short_spans = rows(0.125);
+  for (const EvalRow& row : dense)
+    for (const auto& [kind, cell] : row.kinds) EXPECT_GE(cell.sum, 3) << row.length << " " << kind;
+  EXPECT_LT(short_spans[1].kinds[0].second.sum, dense[1].kinds[0].second.sum);
+  EXPECT_LT(short_spans[1].accuracy, dense[1].accuracy);
+  EXPECT_LT(short_spans[1].kv_bytes * 4, dense[1].kv_bytes);
+  EXPECT_EQ(effective_context(dense, dense).tokens, 1024);
+  EXPECT_LT(effective_context(dense, short_spans).tokens, 1024);
+}
+
+// The retrieval kinds of RULER can be solved by the default model where the haystack says nothing.
+TEST_F(RealModel, SlowRulerFindsNeedles) {
+  RulerOptions options;
+  options.lengths = {512};
+  options.n_samples = 4;
+  options.kinds = {"niah_single_1"};
+  const std::vector<PromptItem> items = ruler_items(*engine_, generated_text(), options);
+  const std::vector<EvalRow> rows = summarize(items, evaluate_items(*engine_, same_plan(plan(1.0)), items, KvType::kF16));
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_GE(rows[0].accuracy, 0.75);
 }
 
 }  // namespace
