@@ -1,0 +1,68 @@
+// moa/calibration.h: what a model is profiled and validated on: long prompts with answers that need far keys, and running
+// text. Source: MoA (arXiv 2406.14909) section 4.1 (long-range dependency, answers of the dense model's own).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace polyspan {
+
+// A token sequence and the tokens in it that the loss is taken on. Whether the dense model predicts them is found out when
+// the sample is profiled: a retrieval sample that it gets wrong carries no signal and is set aside.
+struct CalibrationSample {
+  std::string id;                    // "4096/passkey-natural/3"
+  std::string kind;                  // "passkey-natural": samples of a kind are normalised together
+  int64_t length = 0;                // planned length: tokens.size() <= length
+  uint64_t seed = 0;                 // of this sample
+  std::vector<TokenId> tokens;       // prompt and answer
+  std::vector<int64_t> targets;      // ascending positions p >= 1 of scored tokens: tokens[p] is predicted from row p - 1
+  bool retrieval = true;             // false: running text, scored whatever the model predicts
+  std::string answer;                // as text, for people
+};
+
+// A user's document: JSONL with "context", "question" and, optionally, "answer".
+struct CalibrationDocument {
+  std::string context, question;
+  std::optional<std::string> answer;  // absent: the dense model's own answer is taken
+};
+// Throws Error: kIo; kBadFile naming the line.
+std::vector<CalibrationDocument> read_documents(const std::filesystem::path& path);
+
+struct CalibrationOptions {
+  uint64_t seed = 1;
+  std::string text;                             // natural text: fillers, running text, sections
+  std::vector<CalibrationDocument> documents;   // empty: built-in generators only
+};
+
+// The kinds of the built-in generators, in the order in which they are drawn: "passkey-repeated", "passkey-natural",
+// "multikey" (several named keys in natural text, one asked for), "copy" (a passage that stands earlier in the text is
+// begun again; its rest is scored), "section" (a question in the chat format that asks for the continuation of a sentence
+// of the text), "text" (running text, the second half scored, evenly thinned to at most 256 targets).
+std::span<const std::string_view> calibration_kinds();
+
+// Draws samples one by one: sample `index` of a kind and length depends on nothing but (seed, kind, length, index, texts),
+// so that a run can be resumed or lengthened anywhere.
+class CalibrationSource {
+ public:
+  // Throws Error (kBadInput) where the natural text is too short for `longest`, or a document is shorter than it must be.
+  CalibrationSource(Engine& engine, CalibrationOptions options, int64_t longest);
+  ~CalibrationSource();
+
+  // kind: one of calibration_kinds(), or "document" where there are documents. A document whose context is longer than
+  // the length loses its middle; one that is shorter is joined with others' contexts. "document" generates the answer
+  // greedily with the dense model where none is given; every other kind costs no forward pass.
+  CalibrationSample make(std::string_view kind, int64_t length, int64_t index);
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace polyspan
