@@ -15,6 +15,8 @@ void write_kv_slot(KvType type, const float* k, const float* v, int64_t head_dim
                    int64_t capacity, int64_t slot, std::byte* storage);
 void decode_attention(const DecodeAttentionArgs& args);
 void prefill_attention(const PrefillAttentionArgs& args);
+void whole_attention(const WholeAttentionArgs& args);
+void attention_gradient(const AttentionGradientArgs& args);
 float max_value(const float* x, int64_t n);
 double sum_exp(const float* x, int64_t n, float max);
 

@@ -79,6 +79,41 @@ struct PrefillAttentionArgs {
   float* scratch;               // prefill_scratch_floats()
 };
 
+// Whole-sequence attention on floats, for the profile (ops/span_gradient.h): rows = (query, head of the group) of one KV
+// head; queries have consecutive positions, keys the positions from 0 on. Head rows are padded to head_dim_padded with zeros.
+struct WholeAttentionArgs {
+  int64_t head_dim_padded;
+  int64_t n_rep;
+  int64_t n_queries;
+  int64_t first_position;       // of query 0
+  const float* q;               // [n_queries * n_rep, head_dim_padded], scaled; padded to kPrefillRowBlock rows
+  const AttentionSpan* spans;   // [n_rep]
+  const float* keys_t;          // [n_tiles][head_dim_padded][64]
+  const float* values;          // [n_tiles * 64][head_dim_padded]
+  float* out;                   // as q
+  float* log_sum;               // [n_queries * n_rep], padded likewise: log of the sum of exp(score) over the visible keys
+  float* scratch;               // whole_attention_scratch_floats()
+};
+
+// The share of a row's weight that is left when keys are removed is not taken as less: its inverse would overwhelm all else.
+inline constexpr float kLeastKeptShare = 1e-4f;
+
+// Its gradients, and what the keys were worth. Sums are added to what is there.
+struct AttentionGradientArgs {
+  WholeAttentionArgs forward;   // out is read, scratch larger: attention_gradient_scratch_floats()
+  const float* d_out;           // as q
+  const float* keys;            // [n_tiles * 64][head_dim_padded]
+  const float* values_t;        // [n_tiles][head_dim_padded][64]
+  float* dq;                    // as q, written; null: no gradients, the sums only
+  float* dk;                    // [n_tiles * 64][head_dim_padded]
+  float* dv;
+  const int64_t* candidates;    // [n_candidates] spans, ascending
+  int64_t n_candidates;
+  double* span;                 // [n_rep, n_candidates]: model/span_profiler.h
+  double* span_abs;
+  double* pairwise;
+};
+
 // Rotary embedding of one token's heads, in place: pairs (i, i + half) or (2i, 2i + 1) of the first 2 * n_pairs values.
 struct RopeRowArgs {
   float* x;            // [n_heads, head_dim]
@@ -100,6 +135,13 @@ constexpr int64_t prefill_scratch_floats(int64_t n_rows, int64_t head_dim_padded
   return rows * (2 * head_dim_padded + 2) + 2 * kPrefillKeyTile * head_dim_padded + kPrefillRowBlock * kPrefillKeyTile + 64;
 }
 
+constexpr int64_t whole_attention_scratch_floats(int64_t n_rows) {
+  return 2 * round_up_to(n_rows, kPrefillRowBlock) + kPrefillRowBlock * kPrefillKeyTile;
+}
+constexpr int64_t attention_gradient_scratch_floats(int64_t n_rows, int64_t n_candidates) {
+  return round_up_to(n_rows, kPrefillRowBlock) * (1 + 2 * kPrefillKeyTile + 5 * (n_candidates + 1)) + kPrefillRowBlock * kPrefillKeyTile;
+}
+
 struct Kernels {
   void (*quantize_activations)(const float* x, int64_t n, ActBlock* out);  // n % 32 == 0
   void (*matmul_tiles)(const MatmulTilesArgs& args);
@@ -112,6 +154,8 @@ struct Kernels {
                         int64_t capacity, int64_t slot, std::byte* storage);
   void (*decode_attention)(const DecodeAttentionArgs& args);
   void (*prefill_attention)(const PrefillAttentionArgs& args);
+  void (*whole_attention)(const WholeAttentionArgs& args);
+  void (*attention_gradient)(const AttentionGradientArgs& args);
   float (*max_value)(const float* x, int64_t n);
   // sum of exp(x - max): for log-softmax. In double per lane group.
   double (*sum_exp)(const float* x, int64_t n, float max);

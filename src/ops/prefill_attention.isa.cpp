@@ -1,47 +1,16 @@
 // ops/prefill_attention.isa.cpp: attention of many query rows over one KV head as a tiled online softmax
 // (FlashAttention, arXiv 2205.14135, algorithm 1). Tiles of 64 keys are turned into floats once for all rows; a tile that
 // no row may see is never read. Bound by multiply-adds: 4 * head_dim operations a visible (row, key) pair.
+#include "ops/block_multiply.isa.h"
 #include "ops/isa_tables.h"
 #include "ops/kv_tile.isa.h"
+#include "ops/softmax_row.isa.h"
 
 namespace polyspan::POLYSPAN_ISA {
 namespace {
 
 constexpr int kRows = kPrefillRowBlock;
 constexpr int64_t kKeys = kPrefillKeyTile;
-#if defined(POLYSPAN_ISA_AVX512)
-constexpr int kCols = 4;  // 6 x 4 accumulators of 16 floats in 32 registers
-#else
-constexpr int kCols = 1;  // 6 x 1 accumulators of two registers each, of 16 registers
-#endif
-
-// c[kRows][kWidth * 16] (+)= a[kRows][n] b[n][kWidth * 16]; strides in floats.
-template <int kWidth, bool kAccumulate>
-POLYSPAN_INLINE void multiply_block(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n, float* c,
-                                    int64_t c_stride) {
-  F32x16 acc[kRows][kWidth];
-  for (int row = 0; row < kRows; ++row)
-    for (int col = 0; col < kWidth; ++col) acc[row][col] = kAccumulate ? load(c + row * c_stride + 16 * col) : zero_f32();
-  for (int64_t i = 0; i < n; ++i) {
-    F32x16 b_row[kWidth];
-    for (int col = 0; col < kWidth; ++col) b_row[col] = load(b + i * b_stride + 16 * col);
-    for (int row = 0; row < kRows; ++row) {
-      const F32x16 a_value = broadcast(a[row * a_stride + i]);
-      for (int col = 0; col < kWidth; ++col) acc[row][col] = fma(a_value, b_row[col], acc[row][col]);
-    }
-  }
-  for (int row = 0; row < kRows; ++row)
-    for (int col = 0; col < kWidth; ++col) store(c + row * c_stride + 16 * col, acc[row][col]);
-}
-template <bool kAccumulate>
-void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n, float* c, int64_t c_stride,
-              int64_t width) {
-  int64_t col = 0;
-  for (; col + 16 * kCols <= width; col += 16 * kCols)
-    multiply_block<kCols, kAccumulate>(a, a_stride, b + col, b_stride, n, c + col, c_stride);
-  for (; col < width; col += 16)
-    multiply_block<1, kAccumulate>(a, a_stride, b + col, b_stride, n, c + col, c_stride);
-}
 
 // The 64 keys from slot on as floats: keys [head_dim][64], values [64][head_dim]. Slots past the storage become zeros.
 template <KvType kType>
@@ -108,34 +77,6 @@ Scratch carve(const PrefillAttentionArgs& args, int64_t n_rows) {
   return s;
 }
 
-// Softmax step of one row over 64 scores; scales out and the row's sum. Returns false where nothing is visible.
-POLYSPAN_INLINE void softmax_row(float* scores, float* max_so_far, float* sum, float* out, int64_t head_dim) {
-  F32x16 s[4], largest = load(scores);
-  for (int i = 0; i < 4; ++i) s[i] = load(scores + 16 * i);
-  for (int i = 1; i < 4; ++i) largest = max(largest, s[i]);
-  const float old_max = *max_so_far, tile_max = reduce_max(largest);
-  const float new_max = tile_max > old_max ? tile_max : old_max;
-  if (new_max == -__builtin_inff()) {
-    for (int i = 0; i < 4; ++i) store(scores + 16 * i, zero_f32());
-    return;
-  }
-  F32x16 total = zero_f32();
-  for (int i = 0; i < 4; ++i) {
-    s[i] = exp(s[i] - broadcast(new_max));
-    total = total + s[i];
-    store(scores + 16 * i, s[i]);
-  }
-  if (new_max != old_max) {
-    const F32x16 correction = exp(broadcast(old_max - new_max));
-    float lanes[16];
-    store(lanes, correction);
-    *sum *= lanes[0];
-    for (int64_t i = 0; i < head_dim; i += kLanes) store(out + i, load(out + i) * correction);
-    *max_so_far = new_max;
-  }
-  *sum += reduce_add(total);
-}
-
 template <KvType kType>
 void prefill(const PrefillAttentionArgs& args) {
   const int64_t head_dim = args.head_dim_padded, n_rep = args.n_rep, n_rows = args.n_queries * n_rep;
@@ -174,7 +115,7 @@ void prefill(const PrefillAttentionArgs& args) {
         const int64_t row_last = row + kRows - 1 < n_rows ? row + kRows - 1 : n_rows - 1;
         const int64_t p_last = args.first_position + row_last / n_rep;
         if (first > p_last || (first >= n_sink && last <= p_first - longest)) continue;
-        multiply<false>(s.q + row * head_dim, head_dim, s.keys, kKeys, head_dim, s.scores, kKeys, kKeys);
+        multiply_rows<kRows, false>({s.q + row * head_dim, head_dim, 1}, s.keys, kKeys, head_dim, s.scores, kKeys, kKeys);
         const bool all = begin == 0 && end == kKeys && last <= p_first && (first > p_last - shortest || last < sink_min);
         for (int r = 0; r < kRows; ++r) {
           float* scores = s.scores + r * kKeys;
@@ -185,7 +126,7 @@ void prefill(const PrefillAttentionArgs& args) {
           }
           softmax_row(scores, s.max + row + r, s.sum + row + r, s.out + (row + r) * head_dim, head_dim);
         }
-        multiply<true>(s.scores, kKeys, s.values, head_dim, kKeys, s.out + row * head_dim, head_dim, head_dim);
+        multiply_rows<kRows, true>({s.scores, kKeys, 1}, s.values, head_dim, kKeys, s.out + row * head_dim, head_dim, head_dim);
       }
     }
   }

@@ -13,6 +13,8 @@ const Kernels kTable = {
     .write_kv_slot = write_kv_slot,
     .decode_attention = decode_attention,
     .prefill_attention = prefill_attention,
+    .whole_attention = whole_attention,
+    .attention_gradient = attention_gradient,
     .max_value = max_value,
     .sum_exp = sum_exp,
 };
