@@ -5,10 +5,12 @@
 
 #include "cli/cli.h"
 #include "core/error.h"
+#include "core/whole_progress.h"
 #include "eval/longbench.h"
 #include "eval/longeval.h"
 #include "eval/passkey.h"
 #include "eval/perplexity.h"
+#include "eval/result_json.h"
 #include "eval/ruler.h"
 #include "eval/summary.h"
 
@@ -32,21 +34,6 @@ struct EvalOptions {
 
 constexpr int64_t kDefaultSamples = 8;
 const std::vector<int64_t> kDefaultLengths = {1024, 2048, 4096};
-
-// One progress for several pieces of work, of a total known before.
-class WholeProgress final : public Progress {
- public:
-  WholeProgress(Progress& shown, std::string_view what, int64_t total) : shown_(shown) { shown_.start(what, total); }
-  void start(std::string_view, int64_t total) override {
-    before_ += piece_;
-    piece_ = total;
-  }
-  void update(int64_t done) override { shown_.update(before_ + done); }
-
- private:
-  Progress& shown_;
-  int64_t before_ = 0, piece_ = 0;
-};
 
 // What is computed and shown beside the others.
 struct Column {
@@ -116,24 +103,6 @@ std::vector<PromptItem> make_items(const Engine& engine, const EvalOptions& o, c
   if (o.task == "longbench") return longbench_items(engine, in.longbench, {o.lengths, o.samples});
   if (!in.longeval.empty()) return longeval_file_items(engine, in.longeval, o.samples);
   return longeval_items(engine, {lengths, samples, o.seed});
-}
-
-Json to_json(const ScoreCell& cell) { return {{"accuracy", cell.accuracy()}, {"n", cell.n}}; }
-
-Json to_json(const EvalRow& row, const std::string& task) {
-  Json json = {{"length", row.length}, {"accuracy", row.accuracy}, {"n", row.n}};
-  Json kinds = Json::object();
-  for (const auto& [kind, cell] : row.kinds) {
-    kinds[kind] = to_json(cell);
-    if (task == "longbench") kinds[kind]["metric"] = score_rule_name(longbench_rule(kind));
-  }
-  if (task == "passkey") json.update(kinds);
-  if (task == "ruler") json["kinds"] = kinds;
-  if (task == "longbench") json["datasets"] = kinds;
-  for (const auto& [depth, cell] : row.depths) json["depths"].push_back({{"depth", depth}, {"accuracy", cell.accuracy()}, {"n", cell.n}});
-  json["kv_bytes"] = row.kv_bytes;
-  json["density"] = row.density;
-  return json;
 }
 
 // The lines of a row's table: what, and its value.
@@ -265,8 +234,7 @@ void eval(EvalOptions& o) {
   else run_items(*engine, o, in, columns, *shown);
   shown->finish();
 
-  Json document = {{"task", o.task}, {"model", o.common.model}, {"plan", o.common.plan_name()}, {"kv_type", o.common.kv}, {"seed", o.seed}};
-  if (o.task == "passkey") document["keys"] = o.keys;
+  Json document = eval_document({o.common.model, o.common.plan_name(), o.common.kv, o.seed}, o.task, o.keys);
   if (o.task == "ruler")
     document["note"] = "own wording, no examples in the prompts; qa_1 and qa_2 ask for generated facts in place of SQuAD and HotpotQA";
   if (o.task == "longbench") document["note"] = "own wording of the prompts; measures of LongBench";
@@ -287,7 +255,7 @@ void eval(EvalOptions& o) {
                       static_cast<long long>(context.tokens), context.times_span(), context.mean_span);
       print(column.name + line);
     }
-  if (o.common.json) print(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  if (o.common.json) print(document_text(document));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -27,37 +28,47 @@ struct CalibrationSample {
   std::string answer;                // as text, for people
 };
 
-// A user's document: JSONL with "context", "question" and, optionally, "answer".
+// A user's document: JSONL with "context", "question" and, optionally, "answer" (null is as good as absent).
 struct CalibrationDocument {
   std::string context, question;
   std::optional<std::string> answer;  // absent: the dense model's own answer is taken
 };
-// Throws Error: kIo; kBadFile naming the line.
+// Throws Error: kIo; kBadFile naming the line for fields that are missing, no text, or blank.
 std::vector<CalibrationDocument> read_documents(const std::filesystem::path& path);
 
 struct CalibrationOptions {
   uint64_t seed = 1;
-  std::string text;                             // natural text: fillers, running text, sections
-  std::vector<CalibrationDocument> documents;   // empty: built-in generators only
+  std::string text;                            // natural text: fillers, running text, sections
+  std::vector<CalibrationDocument> documents;  // empty: built-in generators only
 };
 
-// The kinds of the built-in generators, in the order in which they are drawn: "passkey-repeated", "passkey-natural",
-// "multikey" (several named keys in natural text, one asked for), "copy" (a passage that stands earlier in the text is
-// begun again; its rest is scored), "section" (a question in the chat format that asks for the continuation of a sentence
-// of the text), "text" (running text, the second half scored, evenly thinned to at most 256 targets).
+// The kinds of the built-in generators, in the order in which they are drawn:
+// - "passkey-repeated", "passkey-natural": the pass-key prompts of `polyspan eval` with their digits behind them; the
+//   digits are scored. Other prompts than the evaluation's, whatever the seeds (below 2^48).
+// - "multikey": four to six named keys in natural text, one asked for.
+// - "copy": a passage of 64 to 96 tokens that stands anywhere in the text is begun again at its end with 16 tokens; the
+//   rest is scored. No chat format.
+// - "section": a question in the chat format that quotes the beginning of a sentence of the text and asks for its
+//   continuation, at most 48 tokens.
+// - "text": running text, the second half scored, evenly thinned to at most 256 targets.
 std::span<const std::string_view> calibration_kinds();
 
 // Draws samples one by one: sample `index` of a kind and length depends on nothing but (seed, kind, length, index, texts),
-// so that a run can be resumed or lengthened anywhere.
+// and on the tokenizer and chat format, so that a run can be resumed or lengthened anywhere. Samples of the built-in kinds
+// have exactly `length` tokens. The natural kinds of different indices may overlap in the text.
 class CalibrationSource {
  public:
-  // Throws Error (kBadInput) where the natural text is too short for `longest`, or a document is shorter than it must be.
+  // Throws Error (kBadInput) where the model's context or the natural text is too short for `longest`, or where a document
+  // with the contexts of all others does not reach half of it.
   CalibrationSource(Engine& engine, CalibrationOptions options, int64_t longest);
   ~CalibrationSource();
 
-  // kind: one of calibration_kinds(), or "document" where there are documents. A document whose context is longer than
-  // the length loses its middle; one that is shorter is joined with others' contexts. "document" generates the answer
-  // greedily with the dense model where none is given; every other kind costs no forward pass.
+  // kind: one of calibration_kinds(), or "document" where there are documents; sample `index` asks about document
+  // index % documents. A document whose context is longer than the length loses its middle; one that is shorter is joined
+  // with others' contexts in random order. "document" generates the answer greedily with the dense model where none is
+  // given (at most 48 tokens, the end token not counted); every other kind costs no forward pass. Throws Error (kBadInput)
+  // for lengths that do not hold the question, and naming the document that the model answers with nothing.
+  // REQUIRES: 1 <= length <= longest; index >= 0.
   CalibrationSample make(std::string_view kind, int64_t length, int64_t index);
 
  private:

@@ -11,6 +11,7 @@
 #include "io/gguf.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
+#include "model/span_profiler.h"
 #include "ops/context.h"
 
 namespace polyspan {
@@ -41,6 +42,9 @@ class Model {
   virtual void forward(const Batch& batch) = 0;
   // Logits [rows.size(), vocab_size] of some rows of the last batch.
   virtual void logits(std::span<const int64_t> rows, float* out) = 0;
+
+  // For the search of spans. Throws Error (kOutOfMemory); the model must outlive it.
+  virtual std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) = 0;
 
   virtual int64_t max_batch_tokens() const = 0;
   virtual int64_t weight_bytes() const = 0;

@@ -25,6 +25,7 @@ struct ProfileRequest {
   std::span<const AttentionSpan> spans;        // [n_layers * n_heads]: what each query head sees in this pass
   std::span<const int64_t> candidate_spans;    // ascending, >= 1: spans to ask about
   ProfileLoss loss = ProfileLoss::kCrossEntropy;
+  bool input_gradient = false;                 // also down to the input of layer 0: for tests
 };
 
 // [n_layers][n_heads][n_candidates], the head's keys beyond the sink that a candidate span would remove (shorter than the
@@ -52,7 +53,7 @@ class SpanProfiler {
   virtual std::vector<TargetScore> forward(const ProfileRequest& request) = 0;
   // REQUIRES: forward() of the same request was the last call.
   virtual SpanInfluence backward(const ProfileRequest& request) = 0;
-  // d loss / d (input of layer 0) [n_tokens, d_model] of the last backward(): for tests.
+  // d loss / d (input of layer 0) [n_tokens, d_model] of the last backward() whose request asked for it.
   virtual std::span<const float> input_gradient() const = 0;
   virtual int64_t bytes_needed(int64_t n_tokens) const = 0;
 };

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "model/transformer_profiler.h"
 
 namespace polyspan {
 namespace {
@@ -16,6 +17,10 @@ constexpr int64_t kMaxBatchTokens = 512;
 
 Transformer::Transformer(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context, Progress& progress)
     : Model(std::move(file), std::move(config)), context_(context), weights_(Weights::load(*file_, config_, context, progress)) {}
+
+std::unique_ptr<SpanProfiler> Transformer::make_span_profiler(Progress& progress) {
+  return std::make_unique<TransformerProfiler>(config_, weights_, context_, progress);
+}
 
 int64_t Transformer::max_batch_tokens() const { return kMaxBatchTokens; }
 

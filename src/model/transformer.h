@@ -19,6 +19,7 @@ class Transformer final : public Model {
 
   void forward(const Batch& batch) override;
   void logits(std::span<const int64_t> rows, float* out) override;
+  std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) override;
   int64_t max_batch_tokens() const override;
   int64_t weight_bytes() const override { return weights_.bytes(); }
   int64_t bytes_per_token() const override { return weights_.bytes(); }

@@ -21,6 +21,14 @@ class TransformerReference {
  public:
   TransformerReference(const GgufFile& file, const ModelConfig& config) : file_(file), config_(config) {}
 
+  // For finite differences: added to the input of layer 0 [n_tokens * d_model]; and one head's output O of one layer
+  // replaced by O + amount * (its output with another span - O).
+  Vector input_offset;
+  struct Blend {
+    int64_t layer = -1, head = 0, span = 0;
+    double amount = 0;
+  } blend;
+
   // Logits [n_tokens][vocab_size] of every position. spans: [n_layers * n_heads].
   std::vector<Vector> logits(std::span<const int32_t> tokens, std::span<const AttentionSpan> spans) const {
     const size_t d_model = static_cast<size_t>(config_.d_model);
@@ -29,12 +37,22 @@ class TransformerReference {
     for (const int32_t token : tokens) {
       const auto row = embedding.begin() + token * config_.d_model;
       x.emplace_back(row, row + config_.d_model);
+      if (!input_offset.empty())
+        for (size_t i = 0; i < d_model; ++i) x.back()[i] += input_offset[(x.size() - 1) * d_model + i];
     }
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
       const std::string prefix = "blk." + std::to_string(layer) + ".";
       const auto layer_spans =
           spans.subspan(static_cast<size_t>(layer * config_.n_heads), static_cast<size_t>(config_.n_heads));
-      const std::vector<Vector> attended = attention(prefix, normed(x, prefix + "attn_norm.weight"), layer_spans);
+      const std::vector<Vector> y_attention = normed(x, prefix + "attn_norm.weight");
+      std::vector<Vector> attended = attention(prefix, y_attention, layer_spans);
+      if (layer == blend.layer) {
+        std::vector<AttentionSpan> other(layer_spans.begin(), layer_spans.end());
+        other[static_cast<size_t>(blend.head)].span = blend.span;
+        const std::vector<Vector> changed = attention(prefix, y_attention, other);
+        for (size_t t = 0; t < x.size(); ++t)
+          for (size_t i = 0; i < attended[t].size(); ++i) attended[t][i] += blend.amount * (changed[t][i] - attended[t][i]);
+      }
       for (size_t t = 0; t < x.size(); ++t) add(x[t], product(prefix + "attn_output", attended[t], d_model));
       const std::vector<Vector> y = normed(x, prefix + "ffn_norm.weight");
       for (size_t t = 0; t < x.size(); ++t) {

@@ -30,6 +30,35 @@ void swiglu_row(const float* gate, const float* up, int64_t n, float* out) {
   }
 }
 
+// With s = 1 / sqrt(mean(x^2) + eps) and y = s x w: d_x += s w d_y - x s^3 mean(x w d_y).
+void rmsnorm_gradient_row(const float* x, const float* weight, const float* d_y, int64_t n, float eps, float* d_x) {
+  F32x16 squares = zero_f32(), products = zero_f32();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = n - i >= kLanes ? kLanes : n - i;
+    const F32x16 v = load_first(x + i, lanes);
+    squares = fma(v, v, squares);
+    products = fma(v * load_first(weight + i, lanes), load_first(d_y + i, lanes), products);
+  }
+  const float count = static_cast<float>(n), s = 1.0f / __builtin_sqrtf(reduce_add(squares) / count + eps);
+  const F32x16 scale = broadcast(s), along = broadcast(s * s * s * (reduce_add(products) / count));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = n - i >= kLanes ? kLanes : n - i;
+    const F32x16 across = scale * load_first(weight + i, lanes) * load_first(d_y + i, lanes);
+    store_first(d_x + i, load_first(d_x + i, lanes) + (across - along * load_first(x + i, lanes)), lanes);
+  }
+}
+
+// y = silu(gate) * up; d_gate and d_up may be gate and up.
+void swiglu_gradient_row(const float* gate, const float* up, const float* d_y, int64_t n, float* d_gate, float* d_up) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = n - i >= kLanes ? kLanes : n - i;
+    const F32x16 g = load_first(gate + i, lanes), u = load_first(up + i, lanes), d = load_first(d_y + i, lanes);
+    const F32x16 s = sigmoid(g);
+    store_first(d_up + i, d * g * s, lanes);
+    store_first(d_gate + i, d * u * s * fma(g, broadcast(1.0f) - s, broadcast(1.0f)), lanes);
+  }
+}
+
 void add_row(const float* x, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = n - i >= kLanes ? kLanes : n - i;

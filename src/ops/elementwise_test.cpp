@@ -19,13 +19,14 @@ std::vector<int64_t> lengths() {
 
 double wide(float x) { return static_cast<double>(x); }
 
+constexpr float kEps = 1e-5f;
+
 TEST(Elementwise, Rmsnorm) {
   for (const int64_t n : lengths())
     for (const float scale : {1e-12f, 1.0f, 1e12f}) {
       SCOPED_TRACE(testing::Message() << "n " << n << " scale " << scale);
       Random random(static_cast<uint64_t>(n));
       const std::vector<float> x = random.vector(n, scale), weight = random.vector(n);
-      constexpr float kEps = 1e-5f;
       double squares = 0;
       for (const float value : x) squares += wide(value) * wide(value);
       const double inverse = 1 / std::sqrt(squares / static_cast<double>(n) + wide(kEps));
@@ -68,6 +69,41 @@ TEST(Elementwise, SwigluAndAdd) {
       std::copy(gate.begin(), gate.end(), total.data());
       kernels().add_row(up.data(), n, total.data());
       ASSERT_NO_FATAL_FAILURE(expect_close(total.values(), sum, [&](size_t i) { return 0x1p-24 * std::abs(sum[i]); }));
+    });
+    if (HasFatalFailure()) return;
+  }
+}
+
+// Gradients against central differences of the definitions in double.
+TEST(Elementwise, GradientsAreFiniteDifferences) {
+  constexpr double kStep = 1e-5;
+  for (const int64_t n : {1, 2, 15, 16, 17, 33, 70}) {
+    SCOPED_TRACE(testing::Message() << "n " << n);
+    Random random(static_cast<uint64_t>(n) + 5);
+    const std::vector<float> x = random.vector(n, 3.0f), w = random.vector(n, 2.0f), d_y = random.vector(n);
+    const auto at = [](const std::vector<float>& values, int64_t i) { return wide(values[static_cast<size_t>(i)]); };
+    const auto norm_loss = [&](int64_t moved, double by) {
+      double squares = 0, loss = 0;
+      for (int64_t i = 0; i < n; ++i) squares += std::pow(at(x, i) + (i == moved ? by : 0), 2);
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(n) + wide(kEps));
+      for (int64_t i = 0; i < n; ++i) loss += (at(x, i) + (i == moved ? by : 0)) * scale * at(w, i) * at(d_y, i);
+      return loss;
+    };
+    const auto silu = [](double g) { return g / (1 + std::exp(-g)); };
+    std::vector<double> d_x, d_gate, d_up;
+    for (int64_t i = 0; i < n; ++i) {
+      d_x.push_back((norm_loss(i, kStep) - norm_loss(i, -kStep)) / (2 * kStep) + 7);  // added to 7
+      d_gate.push_back((silu(at(x, i) + kStep) - silu(at(x, i) - kStep)) / (2 * kStep) * at(w, i) * at(d_y, i));
+      d_up.push_back(silu(at(x, i)) * at(d_y, i));
+    }
+    for_each_isa([&] {
+      Poisoned actual_x(n), actual_gate(n), actual_up(n);
+      std::fill_n(actual_x.data(), n, 7.0f);
+      kernels().rmsnorm_gradient_row(x.data(), w.data(), d_y.data(), n, kEps, actual_x.data());
+      kernels().swiglu_gradient_row(x.data(), w.data(), d_y.data(), n, actual_gate.data(), actual_up.data());
+      ASSERT_NO_FATAL_FAILURE(expect_close(actual_x.values(), d_x, [](size_t) { return 3e-5; }));
+      ASSERT_NO_FATAL_FAILURE(expect_close(actual_gate.values(), d_gate, [](size_t) { return 1e-5; }));
+      ASSERT_NO_FATAL_FAILURE(expect_close(actual_up.values(), d_up, [](size_t) { return 1e-5; }));
     });
     if (HasFatalFailure()) return;
   }

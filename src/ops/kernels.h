@@ -147,6 +147,9 @@ struct Kernels {
   void (*matmul_tiles)(const MatmulTilesArgs& args);
   void (*rmsnorm_row)(const float* x, const float* weight, int64_t n, float eps, float* out);
   void (*swiglu_row)(const float* gate, const float* up, int64_t n, float* out);
+  // Of rmsnorm_row: d_x += its gradient. Of swiglu_row: written; d_gate and d_up may be gate and up.
+  void (*rmsnorm_gradient_row)(const float* x, const float* weight, const float* d_y, int64_t n, float eps, float* d_x);
+  void (*swiglu_gradient_row)(const float* gate, const float* up, const float* d_y, int64_t n, float* d_gate, float* d_up);
   void (*rope_row)(const RopeRowArgs& args);
   void (*add_row)(const float* x, int64_t n, float* out);  // out += x
   // Writes one key and one value row [head_dim] (rest of the padding is 0) into a slot.

@@ -1,0 +1,91 @@
+#include "moa/calibration.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "eval/prompt_item.h"
+#include "moa/calibration_parts.h"
+
+namespace polyspan {
+namespace {
+
+constexpr std::string_view kPasskeyRepeated = "passkey-repeated", kPasskeyNatural = "passkey-natural";
+constexpr std::string_view kMultikey = "multikey", kCopy = "copy", kSection = "section", kText = "text";
+constexpr std::string_view kDocument = "document";
+constexpr std::string_view kKinds[] = {kPasskeyRepeated, kPasskeyNatural, kMultikey, kCopy, kSection, kText};
+
+uint64_t hash(std::string_view name) {  // FNV-1a
+  uint64_t state = 0xcbf29ce484222325u;
+  for (const char c : name) state = (state ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return state;
+}
+
+// Bit 62 is set. Evaluation's pass-key seeds are small numbers (PasskeyGenerator doubles a seed, so bit 63 would be lost).
+uint64_t sample_seed(uint64_t seed, std::string_view kind, int64_t length, int64_t index) {
+  RandomSource random{seed, hash(kind), static_cast<uint64_t>(length), static_cast<uint64_t>(index)};
+  constexpr int64_t kBit = int64_t{1} << 62;
+  return static_cast<uint64_t>(random.below(kBit) + kBit);
+}
+
+}  // namespace
+
+std::span<const std::string_view> calibration_kinds() { return kKinds; }
+
+struct CalibrationSource::Parts {
+  Parts(Engine& engine, CalibrationOptions given, int64_t longest_length)
+      : tokenizer(engine.tokenizer()),
+        options(std::move(given)),
+        longest(longest_length),
+        material(tokenizer, engine.has_chat_format() ? &engine.chat_format() : nullptr, options.text),
+        documents(engine, options.documents) {}
+
+  calibration::Draft draw(std::string_view kind, int64_t length, int64_t index, uint64_t seed) const {
+    if (kind == kPasskeyRepeated) return material.passkey(FillerKind::kRepeated, length, seed);
+    if (kind == kPasskeyNatural) return material.passkey(FillerKind::kNatural, length, seed);
+    if (kind == kMultikey) return material.multikey(length, seed);
+    if (kind == kCopy) return material.copy(length, seed);
+    if (kind == kSection) return material.section(length, seed);
+    if (kind == kText) return material.text(length, seed);
+    POLYSPAN_CHECK(kind == kDocument && !options.documents.empty(), "no such kind: " + std::string(kind));
+    return documents.draw(length, index, seed);
+  }
+
+  const Tokenizer& tokenizer;
+  CalibrationOptions options;
+  int64_t longest;
+  calibration::Material material;
+  calibration::Documents documents;
+};
+
+CalibrationSource::CalibrationSource(Engine& engine, CalibrationOptions options, int64_t longest) {
+  check_length(engine, longest);
+  parts_ = std::make_unique<Parts>(engine, std::move(options), longest);
+  if (const int64_t n = parts_->material.n_tokens(); n < longest)
+    throw Error::bad_input("the natural text has ", n, " tokens; calibration at a length of ", longest,
+                           " needs as many (--text FILE)");
+  parts_->documents.check(longest);
+}
+
+CalibrationSource::~CalibrationSource() = default;
+
+CalibrationSample CalibrationSource::make(std::string_view kind, int64_t length, int64_t index) {
+  POLYSPAN_CHECK(length >= 1 && length <= parts_->longest && index >= 0, "a length or index that was not announced");
+  CalibrationSample sample;
+  sample.id = std::to_string(length) + "/" + std::string(kind) + "/" + std::to_string(index);
+  sample.kind = kind;
+  sample.length = length;
+  sample.seed = sample_seed(parts_->options.seed, kind, length, index);
+  sample.retrieval = kind != kText;
+  calibration::Draft draft = parts_->draw(kind, length, index, sample.seed);
+  POLYSPAN_CHECK(std::ssize(draft.tokens) <= length && !draft.targets.empty(), sample.id);
+  sample.tokens = std::move(draft.tokens);
+  sample.targets = std::move(draft.targets);
+  if (sample.retrieval) {
+    std::vector<TokenId> answer;
+    for (const int64_t p : sample.targets) answer.push_back(sample.tokens[static_cast<size_t>(p)]);
+    sample.answer = parts_->tokenizer.decode(answer);
+  }
+  return sample;
+}
+
+}  // namespace polyspan

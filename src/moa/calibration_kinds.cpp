@@ -1,0 +1,176 @@
+// The built-in generators of calibration samples.
+#include <algorithm>
+
+#include "core/error.h"
+#include "eval/prompt_frame.h"
+#include "moa/calibration_parts.h"
+
+namespace polyspan::calibration {
+namespace {
+
+constexpr int64_t kLeastPassage = 64, kMostPassage = 96, kBegunAgain = 16;  // "copy"
+constexpr int64_t kLeastSentence = 24, kMostSentence = 72;                  // "section": tokens of a sentence
+constexpr int64_t kQuoted = 10, kMostContinued = 48;                        // tokens quoted (about), and scored
+constexpr int64_t kMostTextTargets = 256;
+constexpr int64_t kTries = 16;  // for a passage whose beginning stands in the text once
+
+constexpr std::string_view kSpaces = " \t\r\n\f\v";
+constexpr std::string_view kReadText = "Read the following text. Afterwards I quote the beginning of one of its sentences.\n\n";
+
+std::string joined(const std::vector<std::string>& sentences) {
+  std::string text;
+  for (const std::string& sentence : sentences) text += (text.empty() ? "" : " ") + sentence;
+  return text;
+}
+
+int64_t count(std::span<const TokenId> tokens, std::span<const TokenId> wanted) {
+  int64_t n = 0;
+  for (auto at = tokens.begin(); (at = std::search(at, tokens.end(), wanted.begin(), wanted.end())) != tokens.end(); ++at) ++n;
+  return n;
+}
+
+}  // namespace
+
+void Draft::append_answer(std::span<const TokenId> answer) {
+  for (const TokenId token : answer) {
+    targets.push_back(std::ssize(tokens));
+    tokens.push_back(token);
+  }
+}
+
+std::vector<TokenId> continuation(const Tokenizer& tokenizer, std::string_view opening, const std::string& text) {
+  const std::vector<TokenId> start = tokenizer.encode(opening, {});
+  std::vector<TokenId> whole = tokenizer.encode(std::string(opening) + text, {});
+  // Where the opening's last token would merge with the text, the text's own tokens follow it.
+  if (whole.size() <= start.size() || !std::equal(start.begin(), start.end(), whole.begin())) return tokenizer.encode(text, {});
+  whole.erase(whole.begin(), whole.begin() + std::ssize(start));
+  return whole;
+}
+
+Material::Material(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view text)
+    : tokenizer_(tokenizer), format_(format), passkeys_(tokenizer, format, text), running_(tokenizer.encode(text, {})),
+      flat_(tokenizer.encode(joined(split_sentences(text)), {})) {
+  if (tokenizer.adds_bos() && tokenizer.bos()) bos_ = {*tokenizer.bos()};
+  find_sentences();
+}
+
+// A sentence begins with the first token, or with one that has a space in front and follows a full stop. (Tokens of the
+// whole text, not of its sentences: pre-tokenisers and SentencePiece's added space see the same text as in a prompt.)
+void Material::find_sentences() {
+  char last = '.';     // last byte that is no space
+  bool spaced = true;  // after it
+  for (int64_t i = 0; i < std::ssize(flat_); ++i) {
+    const std::string bytes = tokenizer_.token_bytes(flat_[static_cast<size_t>(i)]);
+    const size_t word = bytes.find_first_not_of(kSpaces);
+    if (word == bytes.npos) {
+      spaced = spaced || !bytes.empty();
+      continue;
+    }
+    if ((spaced || word > 0) && (last == '.' || last == '!' || last == '?')) starts_.push_back(i);
+    const size_t end = bytes.find_last_not_of(kSpaces);
+    last = bytes[end];
+    spaced = end + 1 < bytes.size();
+  }
+  const int64_t size = std::ssize(flat_);
+  for (size_t i = 0; i < starts_.size(); ++i) {
+    const Sentence sentence{starts_[i], i + 1 < starts_.size() ? starts_[i + 1] : size};
+    const int64_t n = sentence.end - sentence.begin;
+    if (n >= kLeastSentence && n <= kMostSentence) sentences_.push_back(sentence);
+  }
+  // A script without full stops and spaces, or verse: pieces of the text stand for sentences.
+  if (sentences_.empty())
+    for (int64_t at = 0; at + kMostSentence <= size; at += kMostSentence) sentences_.push_back({at, at + kMostSentence});
+}
+
+// The start of a sentence in [first, last]; any place in it where no sentence starts there.
+int64_t Material::sentence_start(int64_t first, int64_t last, RandomSource& random) const {
+  const auto begin = std::lower_bound(starts_.begin(), starts_.end(), first), end = std::upper_bound(begin, starts_.end(), last);
+  return begin < end ? *(begin + random.below(end - begin)) : random.between(first, last);
+}
+
+Draft Material::passkey(FillerKind filler, int64_t length, uint64_t seed, const PasskeyVariant& variant) const {
+  // What every answer's opening ends with.
+  const auto digits = [&](const std::string& key) { return continuation(tokenizer_, "The pass key is ", key); };
+  // The key is drawn with the prompt: the room for it is a guess that is right with tokenizers of fixed groups of digits.
+  int64_t room = std::ssize(digits("48297"));
+  for (;;) {
+    PasskeyPrompt prompt = passkeys_.make(filler, length - room + PasskeyGenerator::answer_tokens(), seed, variant);
+    const std::vector<TokenId> answer = digits(prompt.key);
+    if (std::ssize(answer) > room) {
+      room = std::ssize(answer);
+      continue;
+    }
+    Draft draft{std::move(prompt.tokens), {}};
+    draft.append_answer(answer);
+    return draft;
+  }
+}
+
+Draft Material::multikey(int64_t length, uint64_t seed) const {
+  PasskeyVariant variant;
+  variant.n_keys = RandomSource{seed}.between(4, 6);
+  return passkey(FillerKind::kNatural, length, seed, variant);
+}
+
+// Text that ends with a sentence, then the passage again.
+Draft Material::copy(int64_t length, uint64_t seed) const {
+  RandomSource random{seed};
+  const int64_t n_passage = random.between(kLeastPassage, kMostPassage);
+  const std::vector<TokenId> between = continuation(tokenizer_, "end.", "\n\n");
+  const int64_t n_fixed = std::ssize(bos_) + std::ssize(between) + n_passage, n_text = length - n_fixed;
+  if (n_text < 2 * kMostPassage)
+    throw Error::bad_input("a copy sample of ", length, " tokens; ", n_fixed + 2 * kMostPassage, " are needed");
+  const int64_t end = sentence_start(n_text, std::ssize(flat_), random);
+  const std::span<const TokenId> text = flat(end - n_text, n_text);
+  int64_t at = 0;
+  for (int64_t i = 0; i < kTries; ++i) {
+    at = sentence_start(end - n_text, end - n_passage, random);
+    if (count(text, flat(at, kBegunAgain)) == 1) break;
+  }
+  Draft draft{bos_, {}};
+  draft.append(text);
+  draft.append(between);
+  draft.append(flat(at, kBegunAgain));
+  draft.append_answer(flat(at + kBegunAgain, n_passage - kBegunAgain));
+  return draft;
+}
+
+// Running text with the asked sentence anywhere in it.
+Draft Material::section(int64_t length, uint64_t seed) const {
+  RandomSource random{seed};
+  if (sentences_.empty()) throw Error::bad_input("the natural text has no sentence to ask for: it is shorter than ", kMostSentence, " tokens");
+  for (int64_t i = 1;; ++i) {
+    const Sentence sentence = random.pick(std::span<const Sentence>(sentences_));
+    int64_t rest = sentence.begin + kQuoted;  // from the first token that begins a word
+    while (rest < sentence.begin + 2 * kQuoted && !tokenizer_.token_bytes(flat_[static_cast<size_t>(rest)]).starts_with(' ')) ++rest;
+    const int64_t end = std::min(sentence.end, rest + kMostContinued);
+    std::string quote = tokenizer_.decode(flat(sentence.begin, rest - sentence.begin));
+    quote.erase(0, quote.find_first_not_of(kSpaces));
+    const PromptFrame frame(tokenizer_, format_, kReadText, "\n\nHow does the sentence go on that begins \"" + quote + "\"? Write the whole sentence, word for word.",
+                            "The sentence is: \"" + quote);
+    const int64_t n_fixed = frame.size() + end - rest, n_text = length - n_fixed;
+    if (n_text < kMostSentence) throw Error::bad_input("a section sample of ", length, " tokens; ", n_fixed + kMostSentence, " are needed");
+    const int64_t at = random.between(std::max<int64_t>(0, end - n_text), std::min(sentence.begin, std::ssize(flat_) - n_text));
+    const std::span<const TokenId> text = flat(at, n_text);
+    if (i < kTries && count(text, flat(sentence.begin, rest - sentence.begin)) != 1) continue;
+    Draft draft{frame.head, {}};
+    draft.append(text);
+    draft.append(frame.tail);
+    draft.append_answer(flat(rest, end - rest));
+    return draft;
+  }
+}
+
+Draft Material::text(int64_t length, uint64_t seed) const {
+  RandomSource random{seed};
+  const int64_t n_text = length - std::ssize(bos_);
+  if (n_text < 2) throw Error::bad_input("a text sample of ", length, " tokens; ", 2 + std::ssize(bos_), " are needed");
+  const int64_t at = random.between(0, std::ssize(running_) - n_text);
+  Draft draft{bos_, {}};
+  draft.append(std::span(running_).subspan(static_cast<size_t>(at), static_cast<size_t>(n_text)));
+  const int64_t first = length / 2, n_scored = length - first, n = std::min(n_scored, kMostTextTargets);
+  for (int64_t i = 0; i < n; ++i) draft.targets.push_back(first + i * n_scored / n);
+  return draft;
+}
+
+}  // namespace polyspan::calibration

@@ -1,0 +1,76 @@
+// model/transformer_profiler.h: SpanProfiler of the pre-norm decoder of model/transformer.h.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "model/config.h"
+#include "model/span_profiler.h"
+#include "model/transposed_weights.h"
+#include "ops/matmul.h"
+#include "ops/rope.h"
+#include "ops/span_gradient.h"
+
+namespace polyspan {
+
+class TransformerProfiler final : public SpanProfiler {
+ public:
+  // All three must outlive it.
+  TransformerProfiler(const ModelConfig& config, const Weights& weights, OpContext& context, Progress& progress);
+
+  std::vector<TargetScore> forward(const ProfileRequest& request) override;
+  SpanInfluence backward(const ProfileRequest& request) override;
+  std::span<const float> input_gradient() const override { return gradient_; }
+  int64_t bytes_needed(int64_t n_tokens) const override;
+
+ private:
+  // Rows of a sequence that are computed together: the products' inputs stay in the caches.
+  struct Rows {
+    int64_t first, n;
+  };
+  template <typename Body>
+  void for_each_chunk(Body body) const;
+  void reserve(int64_t n_tokens);
+  GradientShape gradient_shape(int64_t n_tokens) const;
+
+  float* layer_input(int64_t layer, int64_t row) const { return inputs_ + (layer * n_tokens_ + row) * config_.d_model; }
+  float* attention_out(int64_t layer, int64_t row) const { return attention_ + (layer * n_tokens_ + row) * q_dim_; }
+  float* log_sum(int64_t layer) const { return log_sum_ + layer * n_tokens_ * config_.n_heads; }
+
+  MatmulInput input(const float* values, int64_t n, int64_t d_in);
+  void norm(const float* x, const std::vector<float>& weight, int64_t n, float* out) const;
+  void norm_gradient(const float* x, const std::vector<float>& weight, const float* d_y, int64_t n, float* d_x) const;
+  // q_, k_, v_ of a layer, from its stored input, and the attention's keys.
+  void queries_and_keys(int64_t layer);
+  // out [n, d_model] = x + attn_out(attention): the input of the layer's second half.
+  void middle(int64_t layer, const Rows& rows, float* out);
+  // Logits [rows.size(), vocab_size] of some positions' last hidden states.
+  void logits(std::span<const int64_t> rows, float* out);
+  // Visits the targets some at a time: visit(first target, logits [n, vocab_size], n).
+  template <typename Visit>
+  void for_each_target(std::span<const int64_t> targets, Visit visit);
+  void loss_gradient(const ProfileRequest& request);
+  void ffn_backward(int64_t layer);                                                  // gradient_: of a layer's output -> of its middle
+  void attention_backward(int64_t layer, const ProfileRequest& request, SpanInfluence& influence);  // -> of its input
+
+  const ModelConfig& config_;
+  const Weights& weights_;
+  OpContext& context_;
+  TransposedWeights transposed_;
+  int64_t q_dim_, kv_dim_;
+
+  int64_t n_tokens_ = 0;  // of the last forward()
+  HugeBuffer memory_;
+  float *inputs_ = nullptr, *attention_ = nullptr, *log_sum_ = nullptr;  // [n_layers + 1 | n_layers][n_tokens, ...]
+  float *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;                     // of one layer
+  float *d_q_ = nullptr, *d_k_ = nullptr, *d_v_ = nullptr, *d_attention_ = nullptr;
+  std::optional<SpanGradient> attention_op_;
+  RopeTable rope_, inverse_rope_;
+  std::vector<float> gradient_;                                          // [n_tokens, d_model]
+  std::vector<float> normed_, mid_, gate_, up_, d_act_, d_normed_;       // of one chunk
+  std::vector<ActBlock> blocks_;
+};
+
+}  // namespace polyspan
