@@ -12,8 +12,8 @@
 namespace polyspan {
 namespace {
 
-constexpr int64_t kAnswerTokens = 48;        // of a generated answer, at most
-constexpr int64_t kMostAnswerTokens = 256;   // of a given one: what is longer is cut
+constexpr int64_t kAnswerTokens = 48;       // of a generated answer, at most
+constexpr int64_t kMostAnswerTokens = 256;  // of a given one: what is longer is cut
 constexpr std::string_view kBefore = "Read the following text. Afterwards I ask a question about it.\n\n";
 
 bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n\f\v") == std::string_view::npos; }
@@ -28,7 +28,8 @@ std::string text_field(const nlohmann::json& object, const char* name) {
 std::string named(const CalibrationDocument& document, size_t index) {
   std::string question = document.question.substr(0, 60);
   std::replace(question.begin(), question.end(), '\n', ' ');
-  return "document " + std::to_string(index + 1) + " (\"" + question + (question.size() < document.question.size() ? "..." : "") + "\")";
+  return "document " + std::to_string(index + 1) + " (\"" + question +
+         (question.size() < document.question.size() ? "..." : "") + "\")";
 }
 
 // A model without a chat format has a word to answer after.
@@ -41,8 +42,8 @@ PromptFrame frame_of(const Engine& engine, const CalibrationDocument& document) 
 
 std::vector<TokenId> given_answer(const Engine& engine, const std::string& answer) {
   const std::string text = answer.substr(answer.find_first_not_of(" \t\r\n\f\v"));
-  std::vector<TokenId> tokens =
-      calibration::continuation(engine.tokenizer(), answer_opening(engine), answer_opening(engine).empty() ? text : " " + text);
+  std::vector<TokenId> tokens = calibration::continuation(engine.tokenizer(), answer_opening(engine),
+                                                          answer_opening(engine).empty() ? text : " " + text);
   tokens.resize(std::min<size_t>(tokens.size(), kMostAnswerTokens));
   return tokens;
 }
@@ -87,11 +88,14 @@ Documents::Documents(Engine& engine, std::span<const CalibrationDocument> docume
 
 void Documents::check(int64_t longest) const {
   int64_t joined = 0;
-  for (const std::vector<TokenId>& context : contexts_) joined += std::ssize(context) + (joined > 0 ? std::ssize(between_) : 0);
+  for (const std::vector<TokenId>& context : contexts_)
+    joined += std::ssize(context) + (joined > 0 ? std::ssize(between_) : 0);
   for (size_t i = 0; i < documents_.size(); ++i)
     if (const int64_t found = frame_of(engine_, documents_[i]).size() + joined; found < (longest + 1) / 2)
-      throw Error::bad_input(named(documents_[i], i), " has ", found, " tokens with its question and the contexts of all other documents; "
-                             "a profile length of ", longest, " wants at least ", (longest + 1) / 2, " (longer or more documents)");
+      throw Error::bad_input(named(documents_[i], i), " has ", found,
+                             " tokens with its question and the contexts of all other documents; "
+                             "a profile length of ",
+                             longest, " wants at least ", (longest + 1) / 2, " (longer or more documents)");
 }
 
 std::vector<TokenId> Documents::body(size_t document, int64_t budget, uint64_t seed) const {
@@ -133,14 +137,17 @@ Draft Documents::draw(int64_t length, int64_t index, uint64_t seed) const {
   std::vector<TokenId> answer;
   if (document.answer) answer = given_answer(engine_, *document.answer);
   const int64_t fixed = frame.size() + (document.answer ? std::ssize(answer) : kAnswerTokens);
-  if (fixed >= length) throw Error::bad_input(named(document, at), ": question and answer need ", fixed, " tokens, a length of ", length, " has no room for its context");
+  if (fixed >= length)
+    throw Error::bad_input(named(document, at), ": question and answer need ", fixed, " tokens, a length of ", length,
+                           " has no room for its context");
   Draft draft;
   draft.append(frame.head);
   draft.append(body(at, length - fixed, seed));
   draft.append(frame.tail);
   if (!document.answer) answer = generated_answer(engine_, draft.tokens);
-  if (answer.empty()) throw Error::bad_input("the dense model answers nothing to ", named(document, at), " at a length of ", length,
-                                             " tokens; ask otherwise, or give its \"answer\"");
+  if (answer.empty())
+    throw Error::bad_input("the dense model answers nothing to ", named(document, at), " at a length of ", length,
+                           " tokens; ask otherwise, or give its \"answer\"");
   draft.append_answer(answer);
   return draft;
 }

@@ -48,16 +48,17 @@ class Material {
     return std::span(flat_).subspan(static_cast<size_t>(begin), static_cast<size_t>(n));
   }
   void find_sentences();
+  int64_t word_start(int64_t at) const;
   int64_t sentence_start(int64_t first, int64_t last, RandomSource& random) const;
 
   const Tokenizer& tokenizer_;
   const ChatFormat* format_;
   PasskeyGenerator passkeys_;
-  std::vector<TokenId> bos_;          // where texts begin with one
-  std::vector<TokenId> running_;      // the text as it is
-  std::vector<TokenId> flat_;         // the text without line ends: sentences can be quoted
-  std::vector<int64_t> starts_;       // of sentences in flat_, ascending
-  std::vector<Sentence> sentences_;   // those of a fitting length; empty only where flat_ is short
+  std::vector<TokenId> bos_;         // where texts begin with one
+  std::vector<TokenId> running_;     // the text as it is
+  std::vector<TokenId> flat_;        // the text without line ends: sentences can be quoted
+  std::vector<int64_t> starts_;      // of sentences in flat_, ascending
+  std::vector<Sentence> sentences_;  // those of a fitting length; empty only where flat_ is short
 };
 
 // The user's documents, each distinct context tokenised once.
