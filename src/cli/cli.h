@@ -46,5 +46,6 @@ void add_chat(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_inspect(CLI::App& app);
+void add_report(CLI::App& app);
 
 }  // namespace polyspan::cli

@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   cli::add_bench(app);
   cli::add_eval(app);
   cli::add_inspect(app);
+  cli::add_report(app);
   try {
     app.parse(argc, argv);
     return 0;

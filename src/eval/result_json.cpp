@@ -33,12 +33,9 @@ Json to_json(const EvalRow& row, const std::string& task) {
 }
 
 Json to_json(const SpeedRow& row) {
-  Json json = {{"test", row.test},
-               {"n_tokens", row.n_tokens},
-               {"depth", row.depth},
-               {"tokens_per_s", row.tokens_per_s},
-               {"kv_bytes", row.kv_bytes},
-               {"repeats", row.repeats}};
+  Json json = {{"test", row.test},         {"n_tokens", row.n_tokens},
+               {"depth", row.depth},       {"tokens_per_s", row.tokens_per_s},
+               {"kv_bytes", row.kv_bytes}, {"repeats", row.repeats}};
   if (row.bytes_per_token) json["bytes_per_token"] = *row.bytes_per_token;
   if (row.gb_per_s) json["gb_per_s"] = *row.gb_per_s;
   return json;

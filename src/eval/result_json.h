@@ -14,8 +14,8 @@ namespace polyspan {
 
 // What was measured, as far as both documents say it.
 struct ResultHead {
-  std::string model;    // as it was named
-  std::string plan;     // "dense", "uniform:0.5", a file
+  std::string model;  // as it was named
+  std::string plan;   // "dense", "uniform:0.5", a file
   std::string kv_type;
   uint64_t seed = 1;
 };

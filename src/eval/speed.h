@@ -12,15 +12,15 @@
 namespace polyspan {
 
 struct SpeedRow {
-  std::string test;           // "prefill" or "decode"
-  int64_t n_tokens = 0;       // of one repeat
-  int64_t depth = 0;          // tokens in the cache before
-  double tokens_per_s = 0;    // median of the repeats
+  std::string test;         // "prefill" or "decode"
+  int64_t n_tokens = 0;     // of one repeat
+  int64_t depth = 0;        // tokens in the cache before
+  double tokens_per_s = 0;  // median of the repeats
   int64_t kv_bytes = 0;
-  std::vector<double> repeats;
+  std::vector<double> repeats = {};
   // Decode only: what a step must read, every weight and the kept keys and values, and the rate that makes of it.
-  std::optional<int64_t> bytes_per_token;
-  std::optional<double> gb_per_s;
+  std::optional<int64_t> bytes_per_token = {};
+  std::optional<double> gb_per_s = {};
 };
 
 // Times random tokens; the same seed gives the same ones. `engine` and `plan` must outlive it.
@@ -32,7 +32,9 @@ class SpeedMeter {
   // n_reps times n_tokens decode steps as generation does them (forward, logits, the most likely token), after `depth`
   // tokens. The cache is planned for decode_length().
   SpeedRow decode(int64_t depth, int64_t n_tokens, int64_t n_reps);
-  static int64_t decode_length(int64_t depth, int64_t n_tokens, int64_t n_reps) { return depth + 1 + n_tokens * n_reps; }
+  static int64_t decode_length(int64_t depth, int64_t n_tokens, int64_t n_reps) {
+    return depth + 1 + n_tokens * n_reps;
+  }
 
  private:
   void feed(Sequence& sequence, int64_t n);

@@ -5,7 +5,7 @@
 
 #include "report/words.h"
 
-namespace polyspan {
+namespace polyspan::report {
 namespace {
 
 constexpr int kSteps = 4;  // about as many ticks as a small chart has room for
@@ -20,7 +20,8 @@ double round_step(double size) {
 
 std::string tick_text(double value, double step) {
   if (std::abs(value) < step * 1e-6) return "0";
-  const int digits = 1 + static_cast<int>(std::floor(std::log10(std::abs(value)))) - static_cast<int>(std::floor(std::log10(step)));
+  const int digits =
+      1 + static_cast<int>(std::floor(std::log10(std::abs(value)))) - static_cast<int>(std::floor(std::log10(step)));
   if (std::abs(value) >= 1000 && std::abs(value) < 1e6) return count_text(std::llround(value));
   return number_text(value, std::max(1, digits));
 }
@@ -50,7 +51,8 @@ Axis Axis::linear(double least, double most, bool from_zero) {
   std::vector<Tick> ticks;
   for (int i = 0; i <= 2 * kSteps + 2 && least + i * step <= most + step / 2; ++i)
     ticks.push_back({least + i * step, tick_text(least + i * step, step)});
-  return Axis(least, most, [](double v) { return v; }, std::move(ticks));
+  return Axis(
+      least, most, [](double v) { return v; }, std::move(ticks));
 }
 
 Axis Axis::fitting(const std::vector<double>& values) {
@@ -65,7 +67,8 @@ Axis Axis::fitting(const std::vector<double>& values) {
     for (const double part : {1.0, 2.0, 5.0})
       if ((part == 1.0 || !wide) && part * power >= low && part * power <= high)
         ticks.push_back({part * power, number_text(part * power, 1)});
-  Axis axis(low, high, [](double v) { return std::log(std::max(v, 1e-300)); }, std::move(ticks));
+  Axis axis(
+      low, high, [](double v) { return std::log(std::max(v, 1e-300)); }, std::move(ticks));
   axis.is_log_ = true;
   return axis;
 }
@@ -81,7 +84,8 @@ Axis Axis::of_lengths(const std::vector<int64_t>& lengths) {
     last = place;
     ticks.push_back({static_cast<double>(length), tokens_text(length)});
   }
-  return Axis(least, most, [](double v) { return std::log2(std::max(v, 1.0)); }, std::move(ticks));
+  return Axis(
+      least, most, [](double v) { return std::log2(std::max(v, 1.0)); }, std::move(ticks));
 }
 
 Axis Axis::of_spans(int64_t least, int64_t most) {
@@ -89,12 +93,14 @@ Axis Axis::of_spans(int64_t least, int64_t most) {
   std::vector<Tick> ticks;
   const double octaves = std::max(1.0, std::log2(static_cast<double>(most) / static_cast<double>(least)));
   const double step = std::ceil(octaves / 4 - 1e-9);
-  for (double at = std::log2(static_cast<double>(most)); at >= std::log2(static_cast<double>(least)) - 1e-9; at -= step) {
+  for (double at = std::log2(static_cast<double>(most)); at >= std::log2(static_cast<double>(least)) - 1e-9;
+       at -= step) {
     const double value = std::exp2(at);
     ticks.push_back({value, tokens_text(std::llround(value))});
   }
-  return Axis(static_cast<double>(least), static_cast<double>(most),
-              [](double v) { return std::log2(std::max(v, 1.0)); }, std::move(ticks));
+  return Axis(
+      static_cast<double>(least), static_cast<double>(most), [](double v) { return std::log2(std::max(v, 1.0)); },
+      std::move(ticks));
 }
 
 Axis Axis::near_zero(double least, double most) {
@@ -105,8 +111,9 @@ Axis Axis::near_zero(double least, double most) {
     if (value <= most * 1.0001) ticks.push_back({value, number_text(value, 1)});
     if (value <= -least * 1.0001) ticks.push_back({-value, number_text(-value, 1)});
   }
-  return Axis(std::min(0.0, least), std::max(0.0, most) * 1.05 + unit * 1e-3, [unit](double v) { return std::asinh(v / unit); },
-              std::move(ticks));
+  return Axis(
+      std::min(0.0, least), std::max(0.0, most) * 1.05 + unit * 1e-3, [unit](double v) { return std::asinh(v / unit); },
+      std::move(ticks));
 }
 
 void draw_axes(Svg& svg, const PlotArea& area, const Axis& x, const Axis& y, const std::string& x_name,
@@ -114,7 +121,7 @@ void draw_axes(Svg& svg, const PlotArea& area, const Axis& x, const Axis& y, con
   for (const Tick& tick : y.ticks()) {
     const double at = y.place(tick.value, area.bottom, area.top);
     if (at < area.top - 1 || at > area.bottom + 1) continue;
-    svg.line({area.left, at}, {area.right, at}, "grid");
+    svg.line({area.left, at}, {area.right, at}, "gridline");
     svg.text({area.left - 6, at + 3.5}, Anchor::kEnd, "tick", tick.label);
   }
   for (const Tick& tick : x.ticks()) {
@@ -125,7 +132,7 @@ void draw_axes(Svg& svg, const PlotArea& area, const Axis& x, const Axis& y, con
   }
   svg.line({area.left, area.bottom}, {area.right, area.bottom}, "axis");
   svg.text({area.right, area.bottom + 29}, Anchor::kEnd, "name", x_name);
-  svg.text({2, area.top - 8}, Anchor::kStart, "name", y_name);
+  svg.text({2, area.top - 16}, Anchor::kStart, "name", y_name);
 }
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -7,7 +7,7 @@
 
 #include "report/svg.h"
 
-namespace polyspan {
+namespace polyspan::report {
 
 struct Tick {
   double value = 0;
@@ -53,4 +53,4 @@ struct PlotArea {
 void draw_axes(Svg& svg, const PlotArea& area, const Axis& x, const Axis& y, const std::string& x_name,
                const std::string& y_name);
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -10,7 +10,7 @@
 #include "report/run_data.h"
 #include "report/svg.h"
 
-namespace polyspan {
+namespace polyspan::report {
 
 inline constexpr double kChartWidth = 340;
 inline constexpr int kShades = 9;  // classes h0 ... h8: eighths, and all of it
@@ -20,8 +20,8 @@ struct PlanStyle {
   std::string css;
   Marker marker = Marker::kCircle;
 };
-PlanStyle plan_style(const std::string& name);     // "dense", "uniform", "two-valued"; anything else is a searched plan
-PlanStyle density_style(size_t index);             // of the run's densities, where they stand in one picture
+PlanStyle plan_style(const std::string& name);  // "dense", "uniform", "two-valued"; anything else is a searched plan
+PlanStyle density_style(size_t index);          // of the run's densities, where they stand in one picture
 
 int shade_of(double share);  // 0 ... 8
 
@@ -71,4 +71,4 @@ std::string length_chart(const std::string& title, const std::string& unit, cons
 // Accuracy by place of the key (top: beginning) and length.
 std::string retrieval_grid(const std::string& title, const std::vector<const Retrieval*>& by_length);
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -8,7 +8,7 @@
 #include "core/error.h"
 #include "core/mapped_file.h"
 
-namespace polyspan {
+namespace polyspan::report {
 namespace {
 
 using Json = nlohmann::json;
@@ -83,6 +83,11 @@ int64_t JsonValue::integer(int64_t least, int64_t most) const {
   return value;
 }
 
+uint64_t JsonValue::unsigned_integer() const {
+  if (!json_->is_number_unsigned()) wrong("an integer, at least 0");
+  return json_->get<uint64_t>();
+}
+
 std::string JsonValue::text() const {
   if (!json_->is_string()) wrong("text");
   const auto& value = json_->get_ref<const std::string&>();
@@ -155,4 +160,4 @@ JsonDocument read_versioned(const std::filesystem::path& file, std::string_view 
   return document;
 }
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -1,5 +1,5 @@
-// report/json_value.h: reads a JSON file of a run directory and asks it for what it must hold. Whatever is not as it should
-// be throws Error (kBadFile) that names the file, the place in it, what was found and what was wanted.
+// report/json_value.h: reads a JSON file of a run directory and asks it for what it must hold. Whatever is not as it
+// should be throws Error (kBadFile) that names the file, the place in it, what was found and what was wanted.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-namespace polyspan {
+namespace polyspan::report {
 
 // A value of a file, and where it stands. The document must outlive it.
 class JsonValue {
@@ -18,15 +18,16 @@ class JsonValue {
   JsonValue(const nlohmann::json& json, const std::filesystem::path& file, std::string place = "")
       : json_(&json), file_(&file), place_(std::move(place)) {}
 
-  JsonValue at(std::string_view key) const;                  // of an object; it must be there
-  std::optional<JsonValue> find(std::string_view key) const; // of an object; absent where missing or null
-  std::vector<JsonValue> items(size_t most) const;           // of an array
+  JsonValue at(std::string_view key) const;                   // of an object; it must be there
+  std::optional<JsonValue> find(std::string_view key) const;  // of an object; absent where missing or null
+  std::vector<JsonValue> items(size_t most) const;            // of an array
 
-  double number(double least, double most) const;            // finite, within the bounds
+  double number(double least, double most) const;  // finite, within the bounds
   int64_t integer(int64_t least, int64_t most) const;
-  std::string text() const;                                  // at most 64 KiB
+  uint64_t unsigned_integer() const;
+  std::string text() const;  // at most 64 KiB
   bool boolean() const;
-  std::vector<double> numbers(size_t most) const;            // an array of finite numbers
+  std::vector<double> numbers(size_t most) const;  // an array of finite numbers
   std::vector<int64_t> integers(int64_t least, int64_t most_value, size_t most) const;
   bool is_text() const { return json_->is_string(); }
 
@@ -47,8 +48,8 @@ struct JsonDocument {
   JsonValue root() const { return {json, file}; }
 };
 
-// Throws Error: kIo where it cannot be read, kBadFile where it is no JSON, too large or nested too deeply. The values of
-// the key `skipped` are read and dropped (large tables that are not asked for).
+// Throws Error: kIo where it cannot be read, kBadFile where it is no JSON, too large or nested too deeply. The values
+// of the key `skipped` are read and dropped (large tables that are not asked for).
 JsonDocument read_json(const std::filesystem::path& file, std::string_view skipped = "");
 JsonDocument parse_json(std::string_view text, const std::filesystem::path& name, std::string_view skipped = "");
 // read_json, and that `format_version` is 1.
@@ -57,4 +58,4 @@ JsonDocument read_versioned(const std::filesystem::path& file, std::string_view 
 // The whole text of a file; throws Error where it cannot be read or is larger than 256 MiB.
 std::string read_file(const std::filesystem::path& file);
 
-}  // namespace polyspan
+}  // namespace polyspan::report

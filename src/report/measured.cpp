@@ -7,7 +7,7 @@
 #include "core/error.h"
 #include "report/json_value.h"
 
-namespace polyspan {
+namespace polyspan::report {
 namespace {
 
 constexpr int64_t kMaxLength = int64_t{1} << 31;
@@ -71,7 +71,8 @@ void read_speed(const JsonValue& root, const MeasuredPlan& plan, Measurements& m
       test.wrong("prefill or decode");
     }
   }
-  add_once(measured.machines, std::to_string(root.at("threads").integer(1, 1 << 20)) + " threads, " + root.at("isa").text());
+  add_once(measured.machines,
+           std::to_string(root.at("threads").integer(1, 1 << 20)) + " threads, " + root.at("isa").text());
 }
 
 template <typename Result>
@@ -143,4 +144,4 @@ Measurements read_measurements(const std::filesystem::path& folder, const std::v
   return measured;
 }
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -9,7 +9,7 @@
 
 #include "plan/span_plan.h"
 
-namespace polyspan {
+namespace polyspan::report {
 
 // "dense", "uniform" (of the density that the plan has at that length) or "plan"; dense has density 1.
 struct MeasuredPlan {
@@ -60,4 +60,4 @@ struct CurrentPlan {
 // Reads every *.json of `folder`, which may be missing. Throws Error for what is wrong.
 Measurements read_measurements(const std::filesystem::path& folder, const std::vector<CurrentPlan>& plans);
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -4,7 +4,7 @@
 #include "report/charts.h"
 #include "report/words.h"
 
-namespace polyspan {
+namespace polyspan::report {
 
 std::string length_chart(const std::string& title, const std::string& unit, const std::vector<Series>& series) {
   std::set<int64_t> lengths;
@@ -14,8 +14,8 @@ std::string length_chart(const std::string& title, const std::string& unit, cons
       lengths.insert(length);
       most = std::max(most, value);
     }
-  const double height = 230;
-  const PlotArea area{46, kChartWidth - 16, 24, height - 34};
+  const double height = 234;
+  const PlotArea area{46, kChartWidth - 16, 28, height - 34};
   const Axis x = Axis::of_lengths({lengths.begin(), lengths.end()}), y = Axis::linear(0, most, true);
   Svg svg(kChartWidth, height, title, "The table beside it has the numbers.");
   draw_axes(svg, area, x, y, "length, tokens", unit);
@@ -23,7 +23,8 @@ std::string length_chart(const std::string& title, const std::string& unit, cons
     std::vector<Point> points;
     for (const auto& [length, value] : line.points) points.push_back(area.at(x, y, static_cast<double>(length), value));
     if (points.size() > 1) svg.polyline(points, "series " + line.style.css);
-    for (size_t i = 0; i < points.size(); ++i) svg.marker(line.style.marker, points[i], 4, "dot " + line.style.css, line.hints[i]);
+    for (size_t i = 0; i < points.size(); ++i)
+      svg.marker(line.style.marker, points[i], 4, "dot " + line.style.css, line.hints[i]);
   }
   return svg.finish();
 }
@@ -39,7 +40,8 @@ std::string retrieval_grid(const std::string& title, const std::vector<const Ret
           "Columns are lengths, rows are the places of the key from the beginning to the end.");
   size_t row = 0;
   for (const double depth : depths)
-    svg.text({left - 6, top + cell_height * (static_cast<double>(row++) + 0.5) + 4}, Anchor::kEnd, "tick", percent_text(depth));
+    svg.text({left - 6, top + cell_height * (static_cast<double>(row++) + 0.5) + 4}, Anchor::kEnd, "tick",
+             percent_text(depth));
   if (depths.empty()) svg.text({left - 6, top + cell_height / 2 + 4}, Anchor::kEnd, "tick", "any");
   for (size_t column = 0; column < by_length.size(); ++column) {
     const Retrieval& result = *by_length[column];
@@ -51,13 +53,15 @@ std::string retrieval_grid(const std::string& title, const std::vector<const Ret
       const double y = top + cell_height * static_cast<double>(index);
       const std::string shade = std::to_string(shade_of(cell.accuracy));
       svg.rect(x, y, cell_width - 1.5, cell_height - 1.5, "a" + shade,
-               count_text(result.length) + " tokens, key at " + (result.depths.empty() ? "random places" : percent_text(cell.depth)) + ": " +
+               count_text(result.length) + " tokens, key at " +
+                   (result.depths.empty() ? "random places" : percent_text(cell.depth)) + ": " +
                    percent_text(cell.accuracy) + " of " + count_text(cell.n) + " prompts");
-      svg.text({x + cell_width / 2 - 0.75, y + cell_height / 2 + 3.5}, Anchor::kMiddle, "cell b" + shade, percent_text(cell.accuracy));
+      svg.text({x + cell_width / 2 - 0.75, y + cell_height / 2 + 3.5}, Anchor::kMiddle, "cell b" + shade,
+               percent_text(cell.accuracy));
     }
     svg.text({x + cell_width / 2, bottom + 14}, Anchor::kMiddle, "tick", count_text(result.length));
   }
   return svg.finish();
 }
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -9,10 +9,10 @@
 #include "plan/plan_file.h"
 #include "report/json_value.h"
 
-namespace polyspan {
+namespace polyspan::report {
 namespace {
 
-constexpr int64_t kMaxLength = int64_t{1} << 31;
+constexpr int64_t kMaxLength = int64_t{1} << 27;  // tokens; bytes of a cache stay within 63 bits
 constexpr int64_t kMaxCount = int64_t{1} << 40;
 constexpr size_t kMaxList = 64;        // densities, lengths, kinds, phases
 constexpr size_t kMaxLogLines = 4000;  // the newest ones
@@ -55,12 +55,15 @@ RunOptions read_options(const JsonValue& from) {
   options.loss = optional_text(from, "loss");
   options.text = optional_text(from, "text");
   if (const auto documents = from.find("documents")) {
-    if (documents->is_text()) options.documents = documents->text();
-    else for (const JsonValue& name : documents->items(kMaxList)) options.documents += (options.documents.empty() ? "" : ", ") + name.text();
+    if (documents->is_text())
+      options.documents = documents->text();
+    else
+      for (const JsonValue& name : documents->items(kMaxList))
+        options.documents += (options.documents.empty() ? "" : ", ") + name.text();
   }
   if (const auto samples = from.find("samples")) options.n_samples = samples->integer(0, kMaxCount);
   if (const auto rounds = from.find("rounds")) options.n_rounds = rounds->integer(0, kMaxCount);
-  if (const auto seed = from.find("seed")) options.seed = static_cast<uint64_t>(seed->integer(0, INT64_MAX));
+  if (const auto seed = from.find("seed")) options.seed = seed->unsigned_integer();
   if (const auto per_query_head = from.find("per_query_head")) options.per_query_head = per_query_head->boolean();
   if (const auto quick = from.find("quick")) options.quick = quick->boolean();
   return options;
@@ -104,7 +107,8 @@ std::vector<SampleKind> read_samples(const RunData& run) {
       const std::string kind = root.at("kind").text();
       const JsonValue role = root.at("role");
       if (role.text() != "profile" && role.text() != "validation") role.wrong("profile or validation");
-      auto found = std::find_if(kinds.begin(), kinds.end(), [&](const SampleKind& known) { return known.kind == kind; });
+      auto found =
+          std::find_if(kinds.begin(), kinds.end(), [&](const SampleKind& known) { return known.kind == kind; });
       if (found == kinds.end()) found = kinds.insert(found, {.kind = kind});
       ++(role.text() == "profile" ? found->n_drawn : found->n_validation);
       kind_of_id.emplace(root.at("id").text(), static_cast<size_t>(found - kinds.begin()));
@@ -132,7 +136,8 @@ std::vector<SampleKind> read_samples(const RunData& run) {
 // The first "2025-11-02" of a line.
 std::string find_date(const std::string& line) {
   const auto digits = [&](size_t at, size_t n) {
-    return std::all_of(line.begin() + static_cast<std::ptrdiff_t>(at), line.begin() + static_cast<std::ptrdiff_t>(at + n),
+    return std::all_of(line.begin() + static_cast<std::ptrdiff_t>(at),
+                       line.begin() + static_cast<std::ptrdiff_t>(at + n),
                        [](unsigned char c) { return std::isdigit(c) != 0; });
   };
   for (size_t i = 0; i + 10 <= line.size(); ++i)
@@ -176,7 +181,8 @@ std::vector<int64_t> RunData::all_lengths() const {
 
 std::vector<std::string> RunData::missing() const {
   std::vector<std::string> parts;
-  if (samples.empty() || std::all_of(samples.begin(), samples.end(), [](const SampleKind& kind) { return kind.n_profiled == 0; }))
+  if (samples.empty() ||
+      std::all_of(samples.begin(), samples.end(), [](const SampleKind& kind) { return kind.n_profiled == 0; }))
     parts.push_back("the profiles");
   for (const DensityResult& result : densities) {
     std::ostringstream of;
@@ -206,4 +212,4 @@ RunData read_run(const std::filesystem::path& folder) {
   return run;
 }
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -12,7 +12,7 @@
 #include "plan/span_plan.h"
 #include "report/measured.h"
 
-namespace polyspan {
+namespace polyspan::report {
 
 struct RunModel {
   std::string name, file, fingerprint, architecture, quantization;
@@ -31,7 +31,7 @@ struct RunOptions {
 };
 
 struct SampleKind {
-  std::string kind;
+  std::string kind = {};
   int64_t n_drawn = 0;       // for profiling
   int64_t n_profiled = 0;    // under the dense model
   int64_t n_accepted = 0;    // of those
@@ -39,10 +39,10 @@ struct SampleKind {
 };
 
 struct SearchRound {
-  std::string name;            // "0"
-  std::string plan_of_round;   // the plan that it was profiled under
-  std::vector<LossCurve> curves;
-  std::vector<std::string> candidates;
+  std::string name = {};           // "0"
+  std::string plan_of_round = {};  // the plan that it was profiled under
+  std::vector<LossCurve> curves = {};
+  std::vector<std::string> candidates = {};
 };
 
 struct FrontPlan {
@@ -58,10 +58,10 @@ struct SearchResult {
 };
 
 struct ValidationRow {
-  std::string name, stopped;    // stopped: the sample after which it was left; empty: it saw all
+  std::string name, stopped;  // stopped: the sample after which it was left; empty: it saw all
   double loss = 0;
   int64_t n_samples = 0;
-  std::optional<double> right;  // share of retrieval targets that were predicted
+  std::optional<double> right;                        // share of retrieval targets that were predicted
   std::vector<std::pair<int64_t, double>> densities;  // by length
 };
 
@@ -116,4 +116,4 @@ DensityResult read_density(const std::filesystem::path& folder, double density, 
 // are of KV heads.
 std::optional<std::vector<double>> plan_losses(const SpanPlan& plan, const SearchRound& round, bool per_query_head);
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -8,7 +8,7 @@
 #include "report/json_value.h"
 #include "report/run_data.h"
 
-namespace polyspan {
+namespace polyspan::report {
 namespace {
 
 constexpr int64_t kMaxLength = int64_t{1} << 31;
@@ -16,7 +16,8 @@ constexpr size_t kMaxRounds = 64, kMaxCurves = 64, kMaxSpans = 4096, kMaxCandida
 constexpr size_t kMaxLosses = size_t{1} << 25;
 constexpr double kMaxLoss = 1e30;
 
-// The files of a density are named by it: the name among search/, validation/, plans/ and candidates/ that is this number.
+// The files of a density are named by it: the name among search/, validation/, plans/ and candidates/ that is this
+// number.
 std::string find_key(const std::filesystem::path& folder, double density) {
   std::set<std::string> keys;
   for (const char* part : {"search", "validation", "plans", "candidates"}) {
@@ -29,7 +30,8 @@ std::string find_key(const std::filesystem::path& folder, double density) {
       const std::string name = is_folder ? entry.path().filename().string() : entry.path().stem().string();
       double value = 0;
       const auto [end, problem] = std::from_chars(name.data(), name.data() + name.size(), value);
-      if (problem == std::errc() && end == name.data() + name.size() && std::abs(value - density) < 1e-9) keys.insert(name);
+      if (problem == std::errc() && end == name.data() + name.size() && std::abs(value - density) < 1e-9)
+        keys.insert(name);
     }
   }
   return keys.empty() ? std::string() : *keys.begin();
@@ -72,8 +74,12 @@ SearchResult read_search(const std::filesystem::path& file, double density, int6
   check_density(root, density);
   SearchResult search;
   for (const JsonValue& from : root.at("rounds").items(kMaxRounds)) {
-    SearchRound round{.name = name_of(from.find("round")), .plan_of_round = name_of(from.find("plan_of_round")), .curves = {}, .candidates = {}};
-    for (const JsonValue& curve : from.at("curves").items(kMaxCurves)) round.curves.push_back(read_curve(curve, n_heads));
+    SearchRound round{.name = name_of(from.find("round")),
+                      .plan_of_round = name_of(from.find("plan_of_round")),
+                      .curves = {},
+                      .candidates = {}};
+    for (const JsonValue& curve : from.at("curves").items(kMaxCurves))
+      round.curves.push_back(read_curve(curve, n_heads));
     if (const auto names = from.find("candidates"))
       for (const JsonValue& name : names->items(kMaxCandidates)) round.candidates.push_back(name.text());
     search.rounds.push_back(std::move(round));
@@ -109,7 +115,8 @@ Validation read_validation(const std::filesystem::path& file, double density) {
   validation.length = root.at("length").integer(1, kMaxLength);
   validation.n_samples = root.at("n_samples").integer(0, kMaxLength);
   validation.dense_loss = root.at("dense_loss").number(-kMaxLoss, kMaxLoss);
-  for (const JsonValue& row : root.at("rows").items(kMaxCandidates)) validation.rows.push_back(read_validation_row(row));
+  for (const JsonValue& row : root.at("rows").items(kMaxCandidates))
+    validation.rows.push_back(read_validation_row(row));
   const JsonValue winner = root.at("winner");
   validation.winner = winner.text();
   if (validation.row(validation.winner) == nullptr) winner.wrong("the name of one of the rows");
@@ -117,7 +124,8 @@ Validation read_validation(const std::filesystem::path& file, double density) {
   return validation;
 }
 
-std::vector<std::pair<std::string, SpanPlan>> read_candidates(const std::filesystem::path& folder, const HeadShape& shape) {
+std::vector<std::pair<std::string, SpanPlan>> read_candidates(const std::filesystem::path& folder,
+                                                              const HeadShape& shape) {
   std::vector<std::pair<std::string, SpanPlan>> candidates;
   std::error_code error;
   std::filesystem::directory_iterator entries(folder, error);
@@ -133,7 +141,8 @@ std::vector<std::pair<std::string, SpanPlan>> read_candidates(const std::filesys
 
 }  // namespace
 
-DensityResult read_density(const std::filesystem::path& folder, double density, const RunModel& model, const RunOptions& options) {
+DensityResult read_density(const std::filesystem::path& folder, double density, const RunModel& model,
+                           const RunOptions& options) {
   DensityResult result;
   result.density = density;
   result.key = find_key(folder, density);
@@ -169,4 +178,4 @@ std::optional<std::vector<double>> plan_losses(const SpanPlan& plan, const Searc
   return losses;
 }
 
-}  // namespace polyspan
+}  // namespace polyspan::report

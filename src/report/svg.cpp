@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstdio>
 
-namespace polyspan {
+namespace polyspan::report {
 namespace {
 
 // Bytes of the UTF-8 sequence that begins at `at`, 0 where there is none (overlong forms and surrogates included).
@@ -17,9 +17,11 @@ size_t sequence_length(std::string_view text, size_t at) {
   };
   if (first < 0x80) return 1;
   if (first >= 0xc2 && first <= 0xdf && follows(1)) return 2;
-  if (first >= 0xe0 && first <= 0xef && follows(2) && !(first == 0xe0 && second < 0xa0) && !(first == 0xed && second > 0x9f))
+  if (first >= 0xe0 && first <= 0xef && follows(2) && !(first == 0xe0 && second < 0xa0) &&
+      !(first == 0xed && second > 0x9f))
     return 3;
-  if (first >= 0xf0 && first <= 0xf4 && follows(3) && !(first == 0xf0 && second < 0x90) && !(first == 0xf4 && second > 0x8f))
+  if (first >= 0xf0 && first <= 0xf4 && follows(3) && !(first == 0xf0 && second < 0x90) &&
+      !(first == 0xf4 && second > 0x8f))
     return 4;
   return 0;
 }
@@ -36,8 +38,7 @@ std::string css_class(std::string_view css) {
 
 std::string point_list(const std::vector<Point>& points) {
   std::string out;
-  for (const Point& point : points)
-    out += (out.empty() ? "" : " ") + coordinate(point.x) + "," + coordinate(point.y);
+  for (const Point& point : points) out += (out.empty() ? "" : " ") + coordinate(point.x) + "," + coordinate(point.y);
   return out;
 }
 
@@ -53,14 +54,22 @@ std::string escape_markup(std::string_view text) {
       continue;
     }
     const char c = text[i];
-    if (length > 1) out += text.substr(i, length);
-    else if (c == '&') out += "&amp;";
-    else if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (c == '"') out += "&quot;";
-    else if (c == '\'') out += "&#39;";
-    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) out += ' ';
-    else out += c;
+    if (length > 1)
+      out += text.substr(i, length);
+    else if (c == '&')
+      out += "&amp;";
+    else if (c == '<')
+      out += "&lt;";
+    else if (c == '>')
+      out += "&gt;";
+    else if (c == '"')
+      out += "&quot;";
+    else if (c == '\'')
+      out += "&#39;";
+    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+      out += ' ';
+    else
+      out += c;
     i += length;
   }
   return out;
@@ -116,7 +125,8 @@ void Svg::marker(Marker marker, Point at, double radius, std::string_view css, s
   std::vector<Point> corners;
   if (marker == Marker::kSquare) {
     const double half = 0.87 * r;
-    corners = {{at.x - half, at.y - half}, {at.x + half, at.y - half}, {at.x + half, at.y + half}, {at.x - half, at.y + half}};
+    corners = {
+        {at.x - half, at.y - half}, {at.x + half, at.y - half}, {at.x + half, at.y + half}, {at.x - half, at.y + half}};
   } else if (marker == Marker::kTriangle) {
     corners = {{at.x, at.y - 1.15 * r}, {at.x + 1.05 * r, at.y + 0.75 * r}, {at.x - 1.05 * r, at.y + 0.75 * r}};
   } else {
@@ -134,7 +144,8 @@ void Svg::text(Point at, Anchor anchor, std::string_view css, std::string_view c
 
 std::string Svg::finish() const {
   const std::string w = coordinate(width_), h = coordinate(height_);
-  return "<svg viewBox=\"0 0 " + w + " " + h + "\" width=\"" + w + "\" height=\"" + h + "\"" + head_ + "\n" + body_ + "</svg>\n";
+  return "<svg viewBox=\"0 0 " + w + " " + h + "\" width=\"" + w + "\" height=\"" + h + "\" style=\"min-width:" + w +
+         "px\"" + head_ + "\n" + body_ + "</svg>\n";
 }
 
-}  // namespace polyspan
+}  // namespace polyspan::report

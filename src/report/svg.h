@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
-namespace polyspan {
+namespace polyspan::report {
 
-// Text as it may stand in HTML or SVG, also inside a quoted attribute: markup escaped, control characters (line ends too)
-// as spaces, bytes that are no UTF-8 as U+FFFD.
+// Text as it may stand in HTML or SVG, also inside a quoted attribute: markup escaped, control characters (line ends
+// too) as spaces, bytes that are no UTF-8 as U+FFFD.
 std::string escape_markup(std::string_view text);
 
 struct Point {
@@ -44,4 +44,4 @@ class Svg {
 // A number for a coordinate: at most two decimals, no trailing zeros.
 std::string coordinate(double value);
 
-}  // namespace polyspan
+}  // namespace polyspan::report

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <iterator>
 
-namespace polyspan {
+namespace polyspan::report {
 
 std::string count_text(int64_t value) {
   std::string digits = std::to_string(value < 0 ? -value : value);
@@ -25,6 +25,7 @@ std::string percent_text(double share) {
 std::string number_text(double value, int digits) {
   if (value == 0) return "0";
   const double size = std::abs(value);
+  if (size >= 999.5 && size < 1e6) return count_text(std::llround(value));
   char text[64];
   if (size >= 1e6 || size < 1e-5) {
     std::snprintf(text, sizeof text, "%.*e", digits - 1, value);
@@ -48,14 +49,14 @@ std::string duration_text(double seconds) {
   const auto whole = static_cast<int64_t>(std::llround(seconds));
   if (seconds < 10) return number_text(seconds, 2) + " s";
   if (whole < 60) return std::to_string(whole) + " s";
-  if (whole < 3600) return std::to_string(whole / 60) + " min" + (whole % 60 ? " " + std::to_string(whole % 60) + " s" : "");
+  if (whole < 3600)
+    return std::to_string(whole / 60) + " min" + (whole % 60 ? " " + std::to_string(whole % 60) + " s" : "");
   return count_text(whole / 3600) + " h " + std::to_string(whole % 3600 / 60) + " min";
 }
 
 std::string join_words(const std::vector<std::string>& words) {
   std::string out;
-  for (size_t i = 0; i < words.size(); ++i)
-    out += (i == 0 ? "" : i + 1 == words.size() ? " and " : ", ") + words[i];
+  for (size_t i = 0; i < words.size(); ++i) out += (i == 0 ? "" : i + 1 == words.size() ? " and " : ", ") + words[i];
   return out;
 }
 
@@ -65,4 +66,4 @@ std::string join_counts(const std::vector<int64_t>& values) {
   return join_words(words);
 }
 
-}  // namespace polyspan
+}  // namespace polyspan::report
