@@ -42,8 +42,12 @@ struct SpanInfluence {
 
 struct TargetScore {
   double log_probability = 0;
+  double log_odds = 0;            // log(p / (1 - p)), at most about 20
   bool is_best = false;           // no token has a larger logit
 };
+
+// Of `target` among the logits [vocab_size] of its row.
+TargetScore score_target(const float* logits, int64_t vocab_size, int32_t target);
 
 // Not thread-safe. Memory: of profile(): see bytes_needed.
 class SpanProfiler {
@@ -51,7 +55,7 @@ class SpanProfiler {
   virtual ~SpanProfiler() = default;
   // The forward pass alone: one score a target. Keeps what backward() needs. Throws Error (kOutOfMemory) before any work.
   virtual std::vector<TargetScore> forward(const ProfileRequest& request) = 0;
-  // REQUIRES: forward() of the same request was the last call.
+  // REQUIRES: forward() of the same tokens and spans was the last call; targets may be others.
   virtual SpanInfluence backward(const ProfileRequest& request) = 0;
   // d loss / d (input of layer 0) [n_tokens, d_model] of the last backward() whose request asked for it.
   virtual std::span<const float> input_gradient() const = 0;

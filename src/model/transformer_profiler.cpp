@@ -132,11 +132,8 @@ std::vector<TargetScore> TransformerProfiler::forward(const ProfileRequest& requ
   std::vector<TargetScore> scores;
   for_each_target(request.targets, [&](int64_t first, float* values, int64_t n_rows) {
     for (int64_t i = 0; i < n_rows; ++i) {
-      const float* row = values + i * config_.vocab_size;
-      const float largest = kernels().max_value(row, config_.vocab_size);
-      const float target = row[request.tokens[static_cast<size_t>(request.targets[static_cast<size_t>(first + i)])]];
-      const double log_total = std::log(kernels().sum_exp(row, config_.vocab_size, largest));
-      scores.push_back({static_cast<double>(target) - static_cast<double>(largest) - log_total, target >= largest});
+      const int64_t target = request.targets[static_cast<size_t>(first + i)];
+      scores.push_back(score_target(values + i * config_.vocab_size, config_.vocab_size, request.tokens[static_cast<size_t>(target)]));
     }
   });
   return scores;

@@ -1,0 +1,156 @@
+#include "moa/influence.h"
+
+#include <algorithm>
+#include <set>
+
+#include "core/error.h"
+
+namespace polyspan {
+namespace {
+
+// [heads of the curve][candidate]: what a sample says of every head's spans, relative to the span it ran with.
+struct HeadCurves {
+  size_t n_heads, n_candidates;
+  std::vector<double> main, absolute;
+};
+
+// The span that a curve's head (a KV head: the longest of its group) had in the round.
+int64_t current_span(const SpanTable& spans, bool per_query_head, size_t head, size_t per_layer) {
+  const auto& rows = per_query_head ? spans.query_head_spans : spans.kv_head_spans;
+  return rows[head / per_layer][head % per_layer];
+}
+
+HeadCurves head_curves(const SampleProfile& sample, const SpanPlan& plan, const CurveOptions& options) {
+  const SpanInfluence& in = sample.influence;
+  const HeadShape& shape = plan.shape();
+  POLYSPAN_CHECK(in.n_layers == shape.n_layers && in.n_heads == shape.n_heads && in.n_candidates == std::ssize(sample.candidate_spans));
+  const int64_t per_layer = options.per_query_head ? shape.n_heads : shape.n_kv_heads, group = shape.n_heads / per_layer;
+  const SpanTable spans = plan.spans(sample.length);
+  HeadCurves curves{static_cast<size_t>(shape.n_layers * per_layer), sample.candidate_spans.size(), {}, {}};
+  for (size_t head = 0; head < curves.n_heads; ++head) {
+    const int64_t layer = static_cast<int64_t>(head) / per_layer, first = static_cast<int64_t>(head) % per_layer * group;
+    const int64_t now = current_span(spans, options.per_query_head, head, static_cast<size_t>(per_layer));
+    for (int64_t c = 0; c < in.n_candidates; ++c) {
+      double span = 0, absolute = 0, pairwise = 0;
+      for (int64_t r = 0; r < group; ++r) {
+        const size_t at = in.at(layer, first + r, c);
+        span += in.span[at], absolute += in.span_abs[at], pairwise += in.pairwise[at];
+      }
+      const bool longer = sample.candidate_spans[static_cast<size_t>(c)] > now;
+      const double sign = longer ? -1 : 1;  // keys that come back can only help, keys that go can only hurt
+      switch (options.estimator) {
+        case Estimator::kSpan: curves.main.push_back(longer ? std::min(span, 0.0) : std::max(span, 0.0)); break;
+        case Estimator::kSpanAbs: curves.main.push_back(sign * absolute); break;
+        case Estimator::kPairwise: curves.main.push_back(sign * pairwise); break;
+      }
+      curves.absolute.push_back(sign * absolute);
+    }
+  }
+  return curves;
+}
+
+// Mean over the accepted samples of one length and kind.
+struct KindMean {
+  HeadCurves sum{0, 0, {}, {}};
+  int64_t n = 0;
+  std::vector<int64_t> spans;
+  void add(const HeadCurves& sample, const std::vector<int64_t>& candidates) {
+    if (n == 0) sum = sample, spans = candidates;
+    POLYSPAN_CHECK(candidates == spans, "samples of a length ask about the same spans");
+    if (n++ == 0) return;
+    for (size_t i = 0; i < sum.main.size(); ++i) sum.main[i] += sample.main[i], sum.absolute[i] += sample.absolute[i];
+  }
+};
+using KindMeans = std::map<std::pair<int64_t, std::string>, KindMean>;
+
+KindMeans kind_means(const ProfileRound& round, const CurveOptions& options) {
+  KindMeans means;
+  for (const SampleProfile& sample : round.samples)
+    if (sample.accepted) means[{sample.length, sample.kind}].add(head_curves(sample, round.plan, options), sample.candidate_spans);
+  for (auto& [key, mean] : means)
+    for (size_t i = 0; i < mean.sum.main.size(); ++i) mean.sum.main[i] /= static_cast<double>(mean.n), mean.sum.absolute[i] /= static_cast<double>(mean.n);
+  return means;
+}
+
+double inverse_or_zero(double scale) { return scale > 0 ? 1 / scale : 0; }
+
+}  // namespace
+
+double ProfileRound::least_margin() const {
+  double least = 1;
+  for (const SampleProfile& sample : samples)
+    if (sample.accepted && sample.kind != "text" && sample.dense_log_odds > 0) least = std::min(least, sample.log_odds / sample.dense_log_odds);
+  return least;
+}
+
+KindScales kind_scales(const ProfileRound& dense, const CurveOptions& options) {
+  KindScales scales;
+  for (const auto& [key, mean] : kind_means(dense, options)) {
+    KindScale& scale = scales[key];
+    for (size_t head = 0; head < mean.sum.n_heads; ++head) {
+      scale.main += mean.sum.main[head * mean.sum.n_candidates];
+      scale.absolute += mean.sum.absolute[head * mean.sum.n_candidates];
+    }
+  }
+  return scales;
+}
+
+CostTables cost_tables(const ProfileRound& round, const KindScales& scales, const CurveOptions& options) {
+  const double abs_share = options.estimator == Estimator::kSpan ? options.abs_share : 0.0;
+  CostTables tables;
+  for (const auto& [key, mean] : kind_means(round, options)) {
+    const auto scale = scales.find(key);
+    if (scale == scales.end()) continue;  // a kind that the dense profile has no accepted sample of
+    const HeadCurves& of_kind = mean.sum;
+    const double main = inverse_or_zero(scale->second.main), absolute = abs_share * inverse_or_zero(scale->second.absolute);
+    CostTable& table = tables[key];
+    table.spans = mean.spans;
+    for (size_t head = 0; head < of_kind.n_heads; ++head) {
+      const size_t at = head * of_kind.n_candidates, dense = at + of_kind.n_candidates - 1;
+      const double whole = main * of_kind.main[dense] + absolute * of_kind.absolute[dense];
+      for (size_t c = 0; c < of_kind.n_candidates; ++c) table.cost.push_back(main * of_kind.main[at + c] + absolute * of_kind.absolute[at + c] - whole);
+    }
+  }
+  return tables;
+}
+
+void blend(CostTables& tables, const CostTables& updates, double share) {
+  for (const auto& [key, update] : updates) {
+    const auto found = tables.find(key);
+    if (found == tables.end()) continue;
+    POLYSPAN_CHECK(found->second.spans == update.spans && found->second.cost.size() == update.cost.size());
+    for (size_t i = 0; i < update.cost.size(); ++i) found->second.cost[i] = (1 - share) * found->second.cost[i] + share * update.cost[i];
+  }
+}
+
+std::vector<LossCurve> loss_curves(const CostTables& tables, double retrieval_weight) {
+  std::map<int64_t, LossCurve> curves;
+  for (const auto& [key, table] : tables) {
+    LossCurve& curve = curves[key.first];
+    if (curve.spans.empty()) curve = {key.first, key.first, table.spans, std::vector<double>(table.cost.size(), 0.0)};
+    POLYSPAN_CHECK(curve.spans == table.spans, "kinds of a length ask about the same spans");
+    const double weight = key.second == "text" ? 1.0 : retrieval_weight;
+    for (size_t i = 0; i < table.cost.size(); ++i) curve.loss[i] += weight * table.cost[i];
+  }
+  std::vector<LossCurve> result;
+  for (auto& [length, curve] : curves) result.push_back(std::move(curve));
+  return result;
+}
+
+LossCurve extension_curve(const std::vector<LossCurve>& curves, int64_t length) {
+  POLYSPAN_CHECK(!curves.empty());
+  LossCurve extension = *std::max_element(curves.begin(), curves.end(), [](const LossCurve& a, const LossCurve& b) { return a.length < b.length; });
+  extension.length = length;
+  return extension;
+}
+
+std::vector<int64_t> candidate_spans(int64_t length) {
+  std::set<int64_t> spans = {length};
+  for (const int64_t window : {64, 128, 192, 256, 384, 512})
+    if (window < length) spans.insert(window);
+  for (int64_t part = 1; part < 16; ++part)
+    if (length * part / 16 >= kBlockTokens) spans.insert(length * part / 16);
+  return {spans.begin(), spans.end()};
+}
+
+}  // namespace polyspan

@@ -1,0 +1,170 @@
+#include "moa/profile_stage.h"
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+
+#include "core/error.h"
+#include "core/mapped_file.h"
+#include "eval/natural_text.h"
+#include "moa/validation.h"
+
+namespace polyspan {
+namespace {
+
+constexpr int64_t kTriesPerSample = 3;  // drawn for each accepted one, at most
+constexpr uint64_t kValidationSeed = 0x9e3779b97f4a7c15u;
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// About what a sample costs, in tokens: attention grows with the square.
+int64_t work(int64_t length) { return length + length * length / 4096; }
+
+std::string whole_file(const std::string& path) {
+  const MappedFile file(path);
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+std::vector<AttentionSpan> query_spans(const SpanPlan& plan, int64_t length) {
+  std::vector<AttentionSpan> spans;
+  for (const auto& layer : plan.spans(length).query_head_spans)
+    for (const int64_t span : layer) spans.push_back({span, plan.n_sink_tokens()});
+  return spans;
+}
+
+}  // namespace
+
+SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOptions& options) : run_(run), engine_(engine), kinds_(options.kinds) {
+  calibration_.seed = options.seed;
+  if (!options.documents.empty()) calibration_.documents = read_documents(options.documents);
+  if (!options.text.empty()) {
+    calibration_.text = whole_file(options.text);
+  } else if (std::optional<std::string> text = default_natural_text()) {
+    calibration_.text = std::move(*text);
+  } else {
+    throw Error::bad_input("no running text was found on this system: give one with --text FILE");
+  }
+  if (kinds_.empty()) {
+    kinds_ = {"passkey-natural", "passkey-repeated", "text"};
+    if (!calibration_.documents.empty()) kinds_.insert(kinds_.begin(), "document");
+  }
+  longest_ = std::max(options.validation_length(), *std::max_element(options.lengths.begin(), options.lengths.end()));
+  for (StoredSample& stored : run_.read_samples()) {
+    by_id_[stored.role + "/" + stored.sample.id] = samples_.size();
+    samples_.push_back(std::make_unique<StoredSample>(std::move(stored)));
+  }
+}
+
+const CalibrationSample& SampleStore::get(std::string_view role, std::string_view kind, int64_t length, int64_t index) {
+  const std::string id = std::to_string(length) + "/" + std::string(kind) + "/" + std::to_string(index), key = std::string(role) + "/" + id;
+  if (const auto found = by_id_.find(key); found != by_id_.end()) return samples_[found->second]->sample;
+  const bool validation = role == "validation";
+  std::unique_ptr<CalibrationSource>& source = validation ? validation_source_ : source_;
+  if (source == nullptr) {
+    CalibrationOptions of_role = calibration_;
+    if (validation) of_role.seed ^= kValidationSeed;
+    source = std::make_unique<CalibrationSource>(engine_, std::move(of_role), longest_);
+  }
+  CalibrationSample sample = source->make(kind, length, index);
+  sample.id = id;
+  by_id_[key] = samples_.size();
+  samples_.push_back(std::make_unique<StoredSample>(StoredSample{std::move(sample), std::string(role)}));
+  std::vector<StoredSample> all;
+  for (const auto& stored : samples_) all.push_back(*stored);
+  run_.write_samples(all);
+  return samples_.back()->sample;
+}
+
+SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanPlan& plan) {
+  if (profiler_ == nullptr) {
+    profiler_ = engine_.model().make_span_profiler(no_progress());
+    const int64_t longest = *std::max_element(options_.lengths.begin(), options_.lengths.end());
+    check_memory_available(profiler_->bytes_needed(longest), "profiling samples of " + std::to_string(longest) + " tokens");
+  }
+  SampleProfile result;
+  result.id = sample.id, result.kind = sample.kind, result.length = sample.length;
+  result.candidate_spans = candidate_spans(sample.length);
+  const auto start = std::chrono::steady_clock::now();
+  const SpanPlan dense = SpanPlan::dense(plan.shape());
+  const std::vector<AttentionSpan> spans = query_spans(plan, sample.length), dense_spans = query_spans(dense, sample.length);
+  const auto forward = [&](const std::vector<AttentionSpan>& with, const std::vector<int64_t>& targets) {
+    return profiler_->forward({sample.tokens, targets, with, result.candidate_spans, options_.loss});
+  };
+  // Running text counts whatever dense makes of it: one forward pass is saved.
+  result.targets = sample.targets;
+  if (sample.retrieval || plan.is_dense()) {
+    const std::vector<TargetScore> scores = forward(dense_spans, sample.targets);
+    const std::optional<std::vector<int64_t>> counted = accepted_targets(sample, scores);
+    result.accepted = counted.has_value();
+    result.loss = mean_loss(scores);
+    result.n_targets = std::ssize(scores);
+    result.n_right = std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
+    result.targets = counted.value_or(std::vector<int64_t>());
+    std::vector<TargetScore> of_counted;
+    for (size_t i = 0; i < scores.size(); ++i)
+      if (std::binary_search(result.targets.begin(), result.targets.end(), sample.targets[i])) of_counted.push_back(scores[i]);
+    result.log_odds = result.dense_log_odds = mean_log_odds(of_counted);
+  }
+  if (!plan.is_dense() && (result.accepted || !sample.retrieval)) {
+    const std::vector<TargetScore> scores = forward(spans, result.targets);
+    result.accepted = true;
+    result.loss = mean_loss(scores), result.log_odds = mean_log_odds(scores);
+    result.n_targets = std::ssize(scores);
+    result.n_right = std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
+  }
+  result.forward_s = seconds_since(start);
+  if (!result.accepted) return result;
+  result.influence = profiler_->backward({sample.tokens, result.targets, spans, result.candidate_spans, options_.loss});
+  result.backward_s = seconds_since(start) - result.forward_s;
+  return result;
+}
+
+SampleProfile ProfileStage::profile(const CalibrationSample& sample, const SpanPlan& plan, std::string_view round) {
+  if (!run_.has(RunDirectory::profile_name(round, sample.id))) run_.write_profile(round, compute(sample, plan));
+  return run_.read_profile(round, sample);  // as a resumed run sees it, to the digit
+}
+
+int64_t ProfileStage::take(ProfileRound& round, const std::string& kind, int64_t length, int64_t n) {
+  int64_t accepted = 0, tried = 0;
+  for (; accepted < n && tried < kTriesPerSample * n; ++tried) {
+    round.samples.push_back(profile(samples_.get("profile", kind, length, next_index_[{kind, length}]++), round.plan, round.name));
+    if (!round.samples.back().accepted) continue;
+    ++accepted;
+    progress_.update(work_done_ += work(length));
+  }
+  work_done_ += (n - accepted) * work(length);
+  run_.log("profile " + round.name + ", " + std::to_string(length) + " tokens, " + kind + ": " + std::to_string(accepted) + " of " + std::to_string(tried) + " samples accepted");
+  return accepted;
+}
+
+ProfileRound ProfileStage::dense() {
+  ProfileRound round{"dense", SpanPlan::dense(engine_.config().head_shape()), {}};
+  int64_t total = 0;
+  work_done_ = 0;
+  for (const int64_t length : options_.lengths) total += options_.samples * std::ssize(samples_.kinds()) * work(length);
+  progress_.start("profiling the dense model", total);
+  for (const int64_t length : options_.lengths) {
+    int64_t accepted = 0;
+    for (const std::string& kind : samples_.kinds()) accepted += take(round, kind, length, options_.samples);
+    if (accepted == 0)
+      throw Error::bad_input("no sample of ", length, " tokens was accepted: the dense model answers none of them rightly; try shorter --lengths, other --kinds or --documents, or a larger model");
+  }
+  progress_.finish();
+  return round;
+}
+
+ProfileRound ProfileStage::under(const SpanPlan& plan, const std::string& name, int64_t length) {
+  ProfileRound round{name, plan, {}};
+  const auto wanted = [&](const std::string& kind) { return kind == "text" ? 2 * options_.step_samples : options_.step_samples; };
+  int64_t total = 0;
+  work_done_ = 0;
+  for (const std::string& kind : samples_.kinds()) total += wanted(kind) * work(length);
+  progress_.start("profile " + name + " under the plan so far", total);
+  for (const std::string& kind : samples_.kinds()) take(round, kind, length, wanted(kind));
+  progress_.finish();
+  return round;
+}
+
+}  // namespace polyspan

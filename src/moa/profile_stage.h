@@ -1,0 +1,66 @@
+// moa/profile_stage.h: draws samples and profiles them in rounds, each result on disk as soon as it is there.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/progress.h"
+#include "moa/calibration.h"
+#include "moa/compress_options.h"
+#include "moa/influence.h"
+#include "moa/run_directory.h"
+
+namespace polyspan {
+
+// The samples of a run: stored ones are taken again, new ones are drawn and stored.
+class SampleStore {
+ public:
+  // What is in the directory must have been made from the same options. All three must outlive it.
+  SampleStore(RunDirectory& run, Engine& engine, const CompressOptions& options);
+  // The sample `index` of a kind and length for a role; drawn from a stream of its own for each role.
+  const CalibrationSample& get(std::string_view role, std::string_view kind, int64_t length, int64_t index);
+  const std::vector<std::string>& kinds() const { return kinds_; }
+
+ private:
+  RunDirectory& run_;
+  Engine& engine_;
+  std::vector<std::string> kinds_;
+  std::vector<std::unique_ptr<StoredSample>> samples_;
+  std::map<std::string, size_t> by_id_;  // role + "/" + id
+  std::unique_ptr<CalibrationSource> source_, validation_source_;
+  CalibrationOptions calibration_;
+  int64_t longest_;
+};
+
+class ProfileStage {
+ public:
+  ProfileStage(RunDirectory& run, Engine& engine, const CompressOptions& options, SampleStore& samples, Progress& progress)
+      : run_(run), engine_(engine), options_(options), samples_(samples), progress_(progress) {}
+
+  // Under the dense plan: `samples` accepted ones of each kind and length, or as many as kTriesPerSample draws for each give.
+  // Throws Error (kBadInput) where a length keeps none.
+  ProfileRound dense();
+  // Under `plan`, at one length: `step_samples` of each retrieval kind, twice as many of running text, none of them seen
+  // before.
+  ProfileRound under(const SpanPlan& plan, const std::string& name, int64_t length);
+
+ private:
+  // A sample that dense gets wrong is not accepted: its result says so and has no influence.
+  SampleProfile profile(const CalibrationSample& sample, const SpanPlan& plan, std::string_view round);
+  SampleProfile compute(const CalibrationSample& sample, const SpanPlan& plan);
+  // Draws and profiles until `n` samples are accepted or kTriesPerSample * n are tried; into round.samples. Returns the accepted.
+  int64_t take(ProfileRound& round, const std::string& kind, int64_t length, int64_t n);
+
+  RunDirectory& run_;
+  Engine& engine_;
+  const CompressOptions& options_;
+  SampleStore& samples_;
+  Progress& progress_;
+  std::map<std::pair<std::string, int64_t>, int64_t> next_index_;  // of a kind and length
+  int64_t work_done_ = 0;
+  std::unique_ptr<SpanProfiler> profiler_;  // made when it is first needed: a resumed run may not
+};
+
+}  // namespace polyspan

@@ -1,0 +1,80 @@
+#include "moa/validation.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "core/error.h"
+
+namespace polyspan {
+
+std::vector<TargetScore> score_targets(Engine& engine, const SpanPlan& plan, const CalibrationSample& sample, std::span<const int64_t> targets) {
+  POLYSPAN_CHECK(!targets.empty());
+  const auto sequence = engine.new_sequence(plan, sample.length, KvType::kF16);
+  std::vector<TargetScore> scores;
+  const int64_t vocab = engine.config().vocab_size;
+  engine.score(*sequence, sample.tokens, targets.front() - 1, [&](int64_t first, std::span<const float> logits, int64_t n) {
+    while (scores.size() < targets.size() && targets[scores.size()] - 1 < first + n) {
+      const int64_t target = targets[scores.size()];
+      scores.push_back(score_target(logits.data() + (target - 1 - first) * vocab, vocab, sample.tokens[static_cast<size_t>(target)]));
+    }
+  });
+  return scores;
+}
+
+double mean_log_odds(std::span<const TargetScore> scores) {
+  double sum = 0;
+  for (const TargetScore& score : scores) sum += score.log_odds / static_cast<double>(scores.size());
+  return sum;
+}
+
+double mean_loss(std::span<const TargetScore> scores) {
+  double loss = 0;
+  for (const TargetScore& score : scores) loss -= score.log_probability / static_cast<double>(scores.size());
+  return loss;
+}
+
+std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sample, std::span<const TargetScore> dense) {
+  constexpr size_t kShortAnswer = 16;
+  POLYSPAN_CHECK(dense.size() == sample.targets.size());
+  if (!sample.retrieval) return sample.targets;
+  std::vector<int64_t> right;
+  for (size_t i = 0; i < dense.size(); ++i)
+    if (dense[i].is_best) right.push_back(sample.targets[i]);
+  const bool accepted = dense.size() <= kShortAnswer ? right.size() == dense.size() : 2 * right.size() >= dense.size();
+  return accepted ? std::optional(right) : std::nullopt;
+}
+
+std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates, std::span<const ValidationSample> samples, Progress& progress) {
+  POLYSPAN_CHECK(!samples.empty());
+  std::vector<ValidationRow> rows;
+  for (const NamedPlan& candidate : candidates) rows.push_back({candidate.name, 0, 0, "", 0, 0});
+  std::vector<double> sums(candidates.size(), 0.0);
+  progress.start("validation", std::ssize(samples) * std::ssize(candidates));
+  int64_t done = 0;
+  for (const ValidationSample& sample : samples) {
+    for (size_t i = 0; i < candidates.size(); ++i) {
+      progress.update(++done);
+      if (!rows[i].stopped.empty()) continue;
+      const std::vector<TargetScore> scores = score_targets(engine, candidates[i].plan, *sample.sample, sample.targets);
+      sums[i] += mean_loss(scores) - sample.dense_loss;
+      if (sample.sample->retrieval) {
+        rows[i].n_targets += std::ssize(scores);
+        rows[i].n_right += std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
+      }
+      rows[i].loss = sums[i] / static_cast<double>(++rows[i].n_samples);
+    }
+    double best = std::numeric_limits<double>::infinity();
+    for (const ValidationRow& row : rows)
+      if (row.stopped.empty()) best = std::min(best, row.loss);
+    for (ValidationRow& row : rows)
+      if (row.stopped.empty() && row.n_samples >= kLeastSamples && row.loss > best + kClearlyWorse && &sample != &samples.back()) row.stopped = sample.sample->id;
+  }
+  progress.finish();
+  std::stable_sort(rows.begin(), rows.end(), [](const ValidationRow& a, const ValidationRow& b) {
+    return std::pair(!a.stopped.empty(), a.loss) < std::pair(!b.stopped.empty(), b.loss);
+  });
+  return rows;
+}
+
+}  // namespace polyspan
