@@ -9,6 +9,7 @@
 #include "eval/passkey.h"
 #include "eval/result_json.h"
 #include "eval/speed.h"
+#include "moa/run_directory.h"
 #include "report/json_value.h"
 #include "report/page_parts.h"
 
@@ -100,6 +101,7 @@ void check_same_model(const RunModel& run_model, const GgufFile& file) {
   check("dimensions of a head:", config.head_dim, run_model.head_dim);
   if (!config.name.empty()) check("name", config.name, run_model.name);
   if (!run_model.quantization.empty()) check("quantisation", config.quantization, run_model.quantization);
+  if (!run_model.fingerprint.empty()) check("fingerprint", model_fingerprint(file), run_model.fingerprint);
 }
 
 void measure_run(const RunData& run, Engine& engine, const std::filesystem::path& model, const MeasureOptions& options,
