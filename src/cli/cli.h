@@ -45,6 +45,7 @@ void add_run(CLI::App& app);
 void add_chat(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_eval(CLI::App& app);
+void add_compress(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_report(CLI::App& app);
 

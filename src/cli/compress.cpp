@@ -1,4 +1,5 @@
 // polyspan compress: finds every head's span.
+#include <charconv>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -17,7 +18,7 @@ struct CompressArguments {
   std::vector<int64_t> lengths, extend;
   std::vector<std::string> kinds;
   std::optional<int64_t> samples, steps, step_samples, validation_samples;
-  std::optional<double> retrieval_weight;
+  std::vector<std::string> weights;
   std::optional<uint64_t> seed;
   std::string documents, text;
 
@@ -31,7 +32,14 @@ struct CompressArguments {
     if (samples) options.samples = *samples;
     if (steps) options.steps = *steps;
     if (step_samples) options.step_samples = *step_samples;
-    if (retrieval_weight) options.retrieval_weight = *retrieval_weight;
+    for (const std::string& weight : weights) {
+      const size_t at = weight.find('=');
+      double value = 0;
+      const char* const end = weight.data() + weight.size();
+      if (at == weight.npos || std::from_chars(weight.data() + at + 1, end, value).ptr != end || at + 1 == weight.size())
+        throw Error::usage("--weights: found \"", weight, "\", wanted KIND=NUMBER");
+      options.weights[weight.substr(0, at)] = value;
+    }
     if (validation_samples) options.validation_samples = *validation_samples;
     if (seed) options.seed = *seed;
     if (!influence.empty()) options.influence = estimator_by_name(influence);
@@ -111,7 +119,7 @@ void add_compress(CLI::App& app) {
   command->add_option("--loss", a->loss, "what is differentiated: log-odds or cross-entropy (default: log-odds)");
   command->add_option("--steps", a->steps, "profiles under the plan found so far, for each halving of the density; 0: one shot (default: 4)");
   command->add_option("--step-samples", a->step_samples, "samples of each retrieval kind in such a profile (default: 1)");
-  command->add_option("--retrieval-weight", a->retrieval_weight, "weight of each retrieval kind against running text (default: 2)");
+  command->add_option("--weights", a->weights, "weights of kinds, KIND=NUMBER (default: 2 for retrieval, 1 for text)")->delimiter(',');
   command->add_option("--validation-samples", a->validation_samples, "held-out samples that choose among the candidates (default: 4)");
   command->add_flag("--per-query-head", a->per_query_head, "a span for each query head (the cache keeps the longest of a group)");
   command->add_option("--seed", a->seed, "seed of the samples (default: 1)")->check(check_seed);

@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
   cli::add_chat(app);
   cli::add_bench(app);
   cli::add_eval(app);
+  cli::add_compress(app);
   cli::add_inspect(app);
   cli::add_report(app);
   try {

@@ -28,6 +28,14 @@ void check_count(const char* option, int64_t value, int64_t least) {
   if (value < least || value > kMostSamples) throw Error::usage(option, " is ", value, "; it must be between ", least, " and ", kMostSamples);
 }
 
+void check_kind(const char* option, const std::string& kind) {
+  const auto known = calibration_kinds();
+  if (kind == "document" || std::find(known.begin(), known.end(), kind) != known.end()) return;
+  std::string names;
+  for (const std::string_view name : known) names += std::string(name) + ", ";
+  throw Error::usage(option, ": there is no kind \"", kind, "\" (known: ", names, "document)");
+}
+
 }  // namespace
 
 CompressOptions CompressOptions::quick_preset() {
@@ -57,18 +65,15 @@ void CompressOptions::check() const {
   for (const int64_t length : extend)
     if (length < *std::max_element(lengths.begin(), lengths.end()))
       throw Error::usage("--extend ", length, " is shorter than the longest of --lengths; add it there");
-  const auto known = calibration_kinds();
-  for (const std::string& kind : kinds)
-    if (kind != "document" && std::find(known.begin(), known.end(), kind) == known.end()) {
-      std::string names;
-      for (const std::string_view name : known) names += std::string(name) + ", ";
-      throw Error::usage("--kinds: there is no kind \"", kind, "\" (known: ", names, "document)");
-    }
+  for (const std::string& kind : kinds) check_kind("--kinds", kind);
   if (std::find(kinds.begin(), kinds.end(), "document") != kinds.end() && documents.empty()) throw Error::usage("--kinds document needs --documents FILE");
   check_count("--samples", samples, 1);
   check_count("--steps", steps, 0);
   check_count("--step-samples", step_samples, 1);
-  if (!(retrieval_weight > 0 && retrieval_weight <= 1000)) throw Error::usage("--retrieval-weight is ", retrieval_weight, "; it must be above 0 and at most 1000");
+  for (const auto& [kind, weight] : weights) {
+    check_kind("--weights", kind);
+    if (!(weight >= 0 && weight <= 1000)) throw Error::usage("--weights: ", kind, " has ", weight, "; a weight lies between 0 and 1000");
+  }
   check_count("--validation-samples", validation_samples, 1);
 }
 
@@ -87,7 +92,7 @@ nlohmann::ordered_json CompressOptions::to_json() const {
           {"samples", samples},
           {"steps", steps},
           {"step_samples", step_samples},
-          {"retrieval_weight", retrieval_weight},
+          {"weights", weights},
           {"validation_samples", validation_samples},
           {"influence", estimator_name(influence)},
           {"loss", profile_loss_name(loss)},
@@ -103,7 +108,7 @@ CompressOptions CompressOptions::from_json(const nlohmann::ordered_json& json, c
   std::string influence_text, loss_text;
   read(json, file, "densities", o.densities), read(json, file, "lengths", o.lengths), read(json, file, "extend", o.extend);
   read(json, file, "kinds", o.kinds), read(json, file, "samples", o.samples), read(json, file, "steps", o.steps);
-  read(json, file, "step_samples", o.step_samples), read(json, file, "retrieval_weight", o.retrieval_weight), read(json, file, "validation_samples", o.validation_samples);
+  read(json, file, "step_samples", o.step_samples), read(json, file, "weights", o.weights), read(json, file, "validation_samples", o.validation_samples);
   read(json, file, "influence", influence_text), read(json, file, "loss", loss_text);
   read(json, file, "per_query_head", o.per_query_head), read(json, file, "quick", o.quick), read(json, file, "seed", o.seed);
   read(json, file, "documents", o.documents), read(json, file, "text", o.text);
@@ -120,6 +125,12 @@ CompressOptions CompressOptions::from_json(const nlohmann::ordered_json& json, c
 int64_t CompressOptions::validation_length() const {
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
   return extend.empty() ? longest : (longest + *std::min_element(extend.begin(), extend.end())) / 2;
+}
+
+double CompressOptions::weight(std::string_view kind) const {
+  constexpr double kRetrievalWeight = 2;
+  const auto given = weights.find(std::string(kind));
+  return given != weights.end() ? given->second : kind == "text" ? 1.0 : kRetrievalWeight;
 }
 
 std::string_view profile_loss_name(ProfileLoss loss) { return loss == ProfileLoss::kLogOdds ? "log-odds" : "cross-entropy"; }

@@ -123,14 +123,14 @@ void blend(CostTables& tables, const CostTables& updates, double share) {
   }
 }
 
-std::vector<LossCurve> loss_curves(const CostTables& tables, double retrieval_weight) {
+std::vector<LossCurve> loss_curves(const CostTables& tables, const std::function<double(std::string_view kind)>& weight) {
   std::map<int64_t, LossCurve> curves;
   for (const auto& [key, table] : tables) {
     LossCurve& curve = curves[key.first];
     if (curve.spans.empty()) curve = {key.first, key.first, table.spans, std::vector<double>(table.cost.size(), 0.0)};
     POLYSPAN_CHECK(curve.spans == table.spans, "kinds of a length ask about the same spans");
-    const double weight = key.second == "text" ? 1.0 : retrieval_weight;
-    for (size_t i = 0; i < table.cost.size(); ++i) curve.loss[i] += weight * table.cost[i];
+    const double times = weight(key.second);
+    for (size_t i = 0; i < table.cost.size(); ++i) curve.loss[i] += times * table.cost[i];
   }
   std::vector<LossCurve> result;
   for (auto& [length, curve] : curves) result.push_back(std::move(curve));

@@ -6,8 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -67,8 +69,8 @@ CostTables cost_tables(const ProfileRound& round, const KindScales& scales, cons
 // table = (1 - share) * table + share * update, for the lengths and kinds that both have.
 void blend(CostTables& tables, const CostTables& updates, double share);
 
-// One curve a length, ascending: the sum over its kinds, each times its weight. The weight of running text is 1.
-std::vector<LossCurve> loss_curves(const CostTables& tables, double retrieval_weight);
+// One curve a length, ascending: the sum over its kinds, each times its weight.
+std::vector<LossCurve> loss_curves(const CostTables& tables, const std::function<double(std::string_view kind)>& weight);
 
 // The curve of a length that was not profiled: that of the longest profiled one at the same relative span.
 LossCurve extension_curve(const std::vector<LossCurve>& curves, int64_t length);

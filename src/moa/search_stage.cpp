@@ -66,6 +66,10 @@ SearchStage::SearchStage(const CompressOptions& options, const HeadShape& shape,
       curve_options_{.estimator = options.influence, .per_query_head = options.per_query_head}, scales_(kind_scales(dense, curve_options_)),
       dense_tables_(cost_tables(dense, scales_, curve_options_)), tables_(dense_tables_) {}
 
+std::vector<LossCurve> SearchStage::curves(const CostTables& tables) const {
+  return loss_curves(tables, [&](std::string_view kind) { return options_.weight(kind); });
+}
+
 void SearchStage::save(double density, const NamedPlan& candidate, Estimator estimator) const {
   SpanPlan::Info of_plan = info_;
   of_plan.density = density, of_plan.influence = estimator_name(estimator);
@@ -83,7 +87,7 @@ void SearchStage::write_other_estimators(double density) const {
   for (const Estimator estimator : {Estimator::kSpan, Estimator::kSpanAbs, Estimator::kPairwise}) {
     const CurveOptions with{.estimator = estimator, .per_query_head = options_.per_query_head};
     const CostTables tables = cost_tables(dense_, kind_scales(dense_, with), with);
-    const SearchProblem p = search_problem(options_, shape_, loss_curves(tables, options_.retrieval_weight), density);
+    const SearchProblem p = search_problem(options_, shape_, curves(tables), density);
     save(density, {"dense-" + std::string(estimator_name(estimator)), least_sum(p), false}, estimator);
   }
 }
@@ -95,7 +99,7 @@ void SearchStage::anneal(double density, OrderedJson& rounds) {
   const auto n_steps = std::max<int64_t>(options_.steps > 0 ? 1 : 0, std::llround(static_cast<double>(options_.steps) * std::log2(from / density)));
   for (int64_t step = 1; step <= n_steps; ++step) {
     const double at = std::min(kDenseEnough, from * std::pow(density / from, static_cast<double>(step) / static_cast<double>(n_steps)));
-    const SpanPlan plan = least_sum(search_problem(options_, shape_, curves(), at));
+    const SpanPlan plan = least_sum(search_problem(options_, shape_, curves(tables_), at));
     const int64_t length = lengths[static_cast<size_t>(n_steps_++) % lengths.size()];
     const std::string name = "step-" + std::to_string(n_steps_);
     const ProfileRound round = profile_under_(plan, name, length);
@@ -119,11 +123,11 @@ std::vector<NamedPlan> SearchStage::find(double density) {
     candidates.push_back({std::move(name), std::move(plan), baseline});
     save(density, candidates.back(), options_.influence);
   };
-  const SearchProblem one_shot = search_problem(options_, shape_, loss_curves(dense_tables_, options_.retrieval_weight), density);
+  const SearchProblem one_shot = search_problem(options_, shape_, curves(dense_tables_), density);
   const SpanPlan dense_plan = least_sum(one_shot);  // also: whether the density can be reached, before the long work
   OrderedJson rounds = OrderedJson::array(), front_json = OrderedJson::array();
   anneal(density, rounds);
-  const SearchProblem p = search_problem(options_, shape_, curves(), density);
+  const SearchProblem p = search_problem(options_, shape_, curves(tables_), density);
   const std::vector<Candidate> front = pareto_front(p, kFrontSteps, progress_);
   const auto front_name = [](size_t i) { return i == 0 ? "annealed" : "annealed-front" + std::to_string(i); };
   for (size_t i = 0; i < front.size(); ++i)

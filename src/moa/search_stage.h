@@ -38,7 +38,7 @@ class SearchStage {
 
  private:
   void anneal(double density, OrderedJson& rounds);
-  std::vector<LossCurve> curves() const { return loss_curves(tables_, options_.retrieval_weight); }
+  std::vector<LossCurve> curves(const CostTables& tables) const;
   void write_other_estimators(double density) const;
   void save(double density, const NamedPlan& candidate, Estimator estimator) const;
 
