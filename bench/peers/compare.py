@@ -21,81 +21,84 @@ import machine
 import results
 
 HERE = pathlib.Path(__file__).resolve().parent
+BUSY_BEFORE, BUSY_DURING = 0.1, 0.05  # a run is disturbed when others use this share of the processors
 
 
 def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def run_json(command):
+def run_watched(command):
+    """(the JSON document that a program prints, the machine.Watched that ran it)"""
     say("  $ " + results.shown(command))
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = machine.Watched(command)
     if done.returncode != 0:
         sys.exit(f"compare: exit status {done.returncode} from {results.shown(command)}: {done.stderr.strip()[-500:]}")
     try:
-        return json.loads(done.stdout)
+        return json.loads(done.stdout), done
     except json.JSONDecodeError as error:
         sys.exit(f"compare: no JSON ({error}) from {results.shown(command)}")
 
 
+def run_json(command):
+    return run_watched(command)[0]
+
+
+def shapes(args):
+    """The options of every process: all lengths together or, with --split, each length by itself."""
+    gen = ["--gen", str(args.gen)]
+    if not args.split:
+        return [["--prompt", args.prompt, "--depth", args.depth, *gen]]
+    options = [("--prompt", args.prompt), ("--depth", args.depth)]
+    return [[option, length, *gen] for option, lengths in options for length in lengths.split(",") if length]
+
+
 def programs(args):
     """(name, plan, kv, command) of everything that a repeat runs, in this order."""
-    shape = ["--prompt", args.prompt, "--depth", args.depth, "--gen", str(args.gen)]
     out = []
-    for kv in args.kv.split(","):
-        out.append(
-            (
-                "llama.cpp",
-                "dense",
-                kv,
-                [
-                    args.python,
-                    "-B",
-                    str(HERE / "llama_peer.py"),
-                    args.model,
-                    *shape,
-                    "--threads",
-                    str(args.threads),
-                    "--kv",
-                    kv,
-                ],
-            )
-        )
-        for plan in args.plans.split(","):
-            out.append(
-                (
-                    "polyspan",
-                    plan,
-                    kv,
-                    [
-                        args.polyspan,
-                        "bench",
-                        args.model,
-                        *shape,
-                        "--reps",
-                        "1",
-                        "-t",
-                        str(args.threads),
-                        "--plan",
-                        plan,
-                        "--kv",
-                        kv,
-                        "--json",
-                    ],
-                )
-            )
+    for shape in shapes(args):
+        for kv in args.kv.split(","):
+            peer = [args.python, "-B", str(HERE / "llama_peer.py"), args.model, *shape]
+            states = ["--states", args.states] if args.states else []
+            out.append(("llama.cpp", "dense", kv, [*peer, "--threads", str(args.threads), "--kv", kv, *states]))
+            for plan in args.plans.split(","):
+                ours = [args.polyspan, "bench", args.model, *shape, "--reps", "1", "-t", str(args.threads)]
+                out.append(("polyspan", plan, kv, [*ours, "--plan", plan, "--kv", kv, "--json"]))
     return out
 
 
+def measured_s(rows):
+    """Seconds at the end of a run that count: a run that only decodes is timed after it read its prompt."""
+    if any(row["test"] != "decode" for row in rows):
+        return None
+    return sum(row["n_tokens"] / row["tokens_per_s"] for row in rows) if len(rows) == 1 else None
+
+
+def run_undisturbed(command, args):
+    """(answer, what others used before and during it, whether that was too much, runs thrown away before it)"""
+    for n_discarded in range(args.retries + 1):
+        before = machine.wait_until_idle(patience_s=args.patience)
+        answer, run = run_watched(command)
+        last_s = measured_s(answer["rows"])
+        during = run.used_by_others(last_s)
+        disturbed = during >= BUSY_DURING or (before >= BUSY_BEFORE and last_s is None)
+        if not disturbed:
+            break
+        say(f"  others used {before:.1%} of the processors before and {during:.1%} during it: not clean")
+    return answer, before, during, disturbed, n_discarded
+
+
 def measure(args):
-    series, peer, ours, others = {}, {}, {}, []
+    series, peer, ours = {}, {}, {}
+    others = {"before_each_run": [], "during_each_run": [], "disturbed_runs": 0, "discarded_runs": 0}
     for repeat in range(args.reps):
         say(f"repeat {repeat + 1} of {args.reps}")
         for name, plan, kv, command in programs(args):
-            others.append(machine.wait_until_idle(patience_s=args.patience))
-            if others[-1] >= 0.1:
-                say(f"  others use {others[-1]:.0%} of the processors: this repeat is not clean")
-            answer = run_json(command)
+            answer, before, during, disturbed, n_discarded = run_undisturbed(command, args)
+            others["before_each_run"].append(before)
+            others["during_each_run"].append(during)
+            others["disturbed_runs"] += disturbed
+            others["discarded_runs"] += n_discarded
             if name == "llama.cpp":
                 peer = {key: value for key, value in answer.items() if key != "rows"}
             else:
@@ -104,6 +107,7 @@ def measure(args):
                 key = (name, plan, kv, row["test"], row["n_tokens"], row["depth"])
                 entry = series.setdefault(key, {"kv_bytes": row["kv_bytes"], "repeats": []})
                 entry["repeats"].append(row["tokens_per_s"])
+                say(f"    {row['test']} {row['n_tokens']} at {row['depth']}: {row['tokens_per_s']:.1f}")
     return series, peer, ours, others
 
 
@@ -153,12 +157,17 @@ def main():
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--prompt", default="512,7680")
     parser.add_argument("--depth", default="0,7680")
+    parser.add_argument("--split", action="store_true", help="each length in a process of its own, for long ones")
+    parser.add_argument(
+        "--states", help="an empty folder: the peer reads the tokens of a --depth once and loads its cache from there later"
+    )
     parser.add_argument("--gen", type=int, default=32)
     parser.add_argument("--plans", default="dense,uniform:0.5,uniform:0.25")
     parser.add_argument(
         "--kv", default="f16", help="cache elements, comma separated: f16, q8; each against the peer's own"
     )
     parser.add_argument("--patience", type=int, default=60, help="seconds to wait for other programs before each run")
+    parser.add_argument("--retries", type=int, default=3, help="times that a run is repeated because others disturbed it")
     parser.add_argument("-o", "--output", help="writes OUTPUT.json and OUTPUT.md")
     args = parser.parse_args()
     if not os.access(args.model, os.R_OK):
@@ -170,6 +179,8 @@ def main():
     machine.wait_until_idle(patience_s=args.patience)
     roof = machine.roof(args.threads)
     series, peer, ours, others = measure(args)
+    machine.wait_until_idle(patience_s=args.patience)
+    roof = machine.better_roof(roof, machine.roof(args.threads))
     warning = machine.check_peer_is_native(peer["system_info"])
     gb_per_s = max(row["read_gb_per_s"] for row in roof if row["threads"] <= args.threads)
     report = {
@@ -183,7 +194,7 @@ def main():
         "peer": peer,
         "polyspan": ours,
         "warnings": [warning] if warning else [],
-        "used_by_others": {"limit": 0.1, "before_each_run": others},
+        "used_by_others": {"limit": BUSY_BEFORE, "limit_during": BUSY_DURING, **others},
         "commands": [results.shown(command) for _, _, _, command in programs(args)],
         "rows": rows_of(series, peer["weight_bytes"], gb_per_s),
     }

@@ -9,6 +9,7 @@ Flash attention is on and the batch sizes are llama-bench's own (2,048 and 512).
 import argparse
 import ctypes
 import json
+import pathlib
 import sys
 import time
 
@@ -124,6 +125,18 @@ class Context:
     def logits(self, row=-1):
         return np.ctypeslib.as_array(L.llama_get_logits_ith(self.handle, row), shape=(self.peer.n_vocab,))
 
+    def save(self, path):
+        ids = (L.llama_token * 1)()
+        if not L.llama_state_save_file(self.handle, str(path).encode(), ids, 0):
+            sys.exit(f"llama_peer: llama.cpp cannot save its cache to {path}")
+
+    def load(self, path, n_tokens):
+        """The cache that save() wrote when it held `n_tokens`."""
+        ids, n_ids = (L.llama_token * 1)(), ctypes.c_size_t(0)
+        if not L.llama_state_load_file(self.handle, str(path).encode(), ids, 1, ctypes.byref(n_ids)):
+            sys.exit(f"llama_peer: llama.cpp cannot load its cache from {path}")
+        self.position = n_tokens
+
     def _decode(self, batch, n_tokens):
         status = L.llama_decode(self.handle, batch)
         if status != 0:
@@ -131,8 +144,11 @@ class Context:
         self.position += n_tokens
 
 
-def bench(peer, prompts, depths, n_generated, kv):
-    """Rows like those of `polyspan bench --json`. A length that is prompt and depth is read once."""
+def bench(peer, prompts, depths, n_generated, kv, states=None):
+    """Rows like those of `polyspan bench --json`. A length that is prompt and depth is read once.
+
+    `states` is a folder for the caches of depths that are no prompts: a later run loads them and reads no prompt.
+    """
     rows = []
     tokens = np.random.default_rng(1).integers(100, min(peer.n_vocab, 40000), max([1, *prompts, *depths])).tolist()
     with peer.context(64, kv) as context:  # threads start, weights are repacked and cached
@@ -140,7 +156,10 @@ def bench(peer, prompts, depths, n_generated, kv):
         context.feed(tokens[:1])
     for length in sorted({*prompts, *depths}):
         with peer.context(length + n_generated + 64, kv) as context:
-            if length > 0:
+            state = pathlib.Path(states) / f"{length}-{kv}.state" if states and length and length not in prompts else None
+            if state and state.is_file():
+                context.load(state, length)
+            elif length > 0:
                 start = time.perf_counter()
                 context.feed(tokens[:length])
                 seconds = time.perf_counter() - start
@@ -154,6 +173,8 @@ def bench(peer, prompts, depths, n_generated, kv):
                             "kv_bytes": peer.kv_bytes(length, kv),
                         }
                     )
+            if state and not state.is_file():
+                context.save(state)
             if length in depths:
                 context.feed(tokens[:1])
                 start = time.perf_counter()
@@ -184,9 +205,10 @@ def main():
     parser.add_argument("--gen", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kv", choices=KV_TYPES, default="f16")
+    parser.add_argument("--states", help="a folder that keeps filled caches of this model from run to run")
     args = parser.parse_args()
     peer = Peer(args.model, args.threads)
-    rows = bench(peer, args.prompt, args.depth, args.gen, args.kv)
+    rows = bench(peer, args.prompt, args.depth, args.gen, args.kv, args.states)
     print(json.dumps({**peer.describe(), "threads": args.threads, "kv": args.kv, "rows": rows}))
 
 

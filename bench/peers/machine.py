@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -55,6 +56,11 @@ def roof(threads):
     return json.loads(done.stdout)["rows"]
 
 
+def better_roof(first, second):
+    """The better of two measurements, for each number of threads: others can only make a roof lower."""
+    return [max(pair, key=lambda row: row["read_gb_per_s"]) for pair in zip(first, second)]
+
+
 def _busy_and_total():
     with open("/proc/stat", encoding="ascii") as file:
         ticks = [int(word) for word in file.readline().split()[1:]]
@@ -74,3 +80,40 @@ def wait_until_idle(limit=0.1, patience_s=60):
         share = (after[0] - before[0]) / max(1, after[1] - before[1])
         if share < limit or time.monotonic() > end:
             return round(share, 3)
+
+
+class Watched:
+    """Runs a program and samples what everything but it (the host of a virtual machine included) uses meanwhile."""
+
+    def __init__(self, command):
+        self._samples = []
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        end = threading.Event()
+        sampler = threading.Thread(target=self._sample, args=(process.pid, end))
+        sampler.start()
+        self.stdout, self.stderr = process.communicate()
+        end.set()
+        sampler.join()
+        self.returncode = process.returncode
+
+    def used_by_others(self, last_s=None):
+        """Share of the processors, over the last `last_s` seconds of the program or all of its time."""
+        if len(self._samples) < 2:
+            return 0.0
+        last = self._samples[-1]
+        inside = [sample for sample in self._samples[:-1] if last_s is None or sample[0] >= last[0] - last_s]
+        first = inside[0] if inside else self._samples[-2]
+        busy, total, own = (after - before for before, after in zip(first[1:], last[1:]))
+        return round(max(0, busy - own) / max(1, total), 3)
+
+    def _sample(self, pid, end):
+        while not end.is_set():
+            try:
+                with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                return
+            if fields[0] in "ZX":  # ended: its threads' times are not all here any more
+                return
+            self._samples.append((time.monotonic(), *_busy_and_total(), int(fields[11]) + int(fields[12])))
+            end.wait(0.1)

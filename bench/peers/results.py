@@ -85,12 +85,13 @@ def speed_markdown(report):
         f"{row['read_gb_per_s']:.1f} GB/s with {row['threads']} thread{'s' * (row['threads'] > 1)}"
         for row in report["roof"]
     )
-    others = report["used_by_others"]["before_each_run"]
-    n_busy = sum(share >= report["used_by_others"]["limit"] for share in others)
+    others = report["used_by_others"]
     lines += [
         f"- polyspan: instructions {report['polyspan'].get('isa', 'unknown')}",
         f"- memory reads (bench/roof.cpp, 1 GiB, best repeat): {roof}",
-        f"- runs that others disturbed (10% of the processors or more in use just before): {n_busy} of {len(others)}",
+        f"- runs that others disturbed (they used {others['limit_during']:.0%} of the processors or more while it was "
+        f"timed, or {others['limit']:.0%} just before a prefill): {others['disturbed_runs']} of "
+        f"{len(others['before_each_run'])}; {others['discarded_runs']} more were thrown away and repeated",
         "",
         "Medians of interleaved repeats, a fresh process each; *spread* is (largest - smallest) / median; *ratio* is",
         "to llama.cpp with the same cache elements. *roof* is memory reads / (weights + cache); parts that stay in the",

@@ -119,6 +119,17 @@ std::vector<int64_t> JsonValue::integers(int64_t least, int64_t most_value, size
   return values;
 }
 
+std::vector<std::string> JsonValue::keys() const {
+  if (!json_->is_object()) wrong("an object");
+  std::vector<std::string> names;
+  for (const auto& [name, value] : json_->items()) names.push_back(name);
+  return names;
+}
+
+std::string JsonValue::dump() const {
+  return json_->dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 200);
+}
+
 std::string read_file(const std::filesystem::path& file) {
   const MappedFile mapped(file);
   const auto bytes = mapped.bytes();

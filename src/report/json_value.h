@@ -29,6 +29,8 @@ class JsonValue {
   bool boolean() const;
   std::vector<double> numbers(size_t most) const;  // an array of finite numbers
   std::vector<int64_t> integers(int64_t least, int64_t most_value, size_t most) const;
+  std::vector<std::string> keys() const;  // of an object
+  std::string dump() const;               // as JSON on one line, at most 200 bytes
   bool is_text() const { return json_->is_string(); }
 
   // Throws Error: "FILE: PLACE: found ..., wanted WANTED".

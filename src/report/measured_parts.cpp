@@ -242,13 +242,18 @@ std::string origin_part(const PageContext& page) {
       join_counts(options.lengths) + (options.extend.empty() ? "" : "; extended to " + join_counts(options.extend)));
   add("Influence", options.influence);
   add("Loss", options.loss);
-  add("Rounds", std::to_string(options.n_rounds));
   add("Samples", options.n_samples > 0 ? count_text(options.n_samples) : "");
   add("A rule for each query head", yes_no(options.per_query_head));
   add("Quick", options.quick ? "yes" : "");
   add("Seed", std::to_string(options.seed));
   add("Text", options.text);
   add("Documents", options.documents);
+  for (const auto& [name, value] : options.others) {
+    std::string words = name;
+    std::replace(words.begin(), words.end(), '_', ' ');
+    if (!words.empty() && words[0] >= 'a' && words[0] <= 'z') words[0] = static_cast<char>(words[0] - 'a' + 'A');
+    add(escape_markup(words), value);
+  }
   add("Device",
       run.processor +
           (run.n_threads > 0 ? (run.processor.empty() ? "" : ", ") + std::to_string(run.n_threads) + " threads" : "") +

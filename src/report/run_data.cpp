@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "core/error.h"
@@ -62,10 +63,16 @@ RunOptions read_options(const JsonValue& from) {
         options.documents += (options.documents.empty() ? "" : ", ") + name.text();
   }
   if (const auto samples = from.find("samples")) options.n_samples = samples->integer(0, kMaxCount);
-  if (const auto rounds = from.find("rounds")) options.n_rounds = rounds->integer(0, kMaxCount);
   if (const auto seed = from.find("seed")) options.seed = seed->unsigned_integer();
   if (const auto per_query_head = from.find("per_query_head")) options.per_query_head = per_query_head->boolean();
   if (const auto quick = from.find("quick")) options.quick = quick->boolean();
+  static const std::set<std::string> kShown = {"densities", "lengths", "extend",    "kinds", "influence",      "loss",
+                                               "text",      "samples", "documents", "seed",  "per_query_head", "quick"};
+  for (const std::string& name : from.keys()) {
+    if (kShown.contains(name) || options.others.size() >= kMaxList) continue;
+    const JsonValue value = from.at(name);
+    options.others.emplace_back(name.substr(0, 100), value.is_text() ? value.text() : value.dump());
+  }
   return options;
 }
 

@@ -25,9 +25,10 @@ struct RunOptions {
   std::vector<int64_t> lengths, extend;
   std::vector<std::string> kinds;
   std::string influence, loss, text, documents;  // documents: empty where there were none
-  int64_t n_samples = 0, n_rounds = 0;
+  int64_t n_samples = 0;
   uint64_t seed = 0;
   bool per_query_head = false, quick = false;
+  std::vector<std::pair<std::string, std::string>> others;  // further options of the file: name and value as text
 };
 
 struct SampleKind {
@@ -112,6 +113,9 @@ RunData read_run(const std::filesystem::path& folder);
 // The parts that belong to one density (run_density.cpp).
 DensityResult read_density(const std::filesystem::path& folder, double density, const RunModel& model,
                            const RunOptions& options);
+// The round whose curves the front was found with: the last one by which the front's plans have the front's losses.
+// Null where there are no rounds of the front's lengths.
+const SearchRound* front_round(const DensityResult& result, bool per_query_head);
 // The losses of a plan by a round's curves, one a curve; nothing where it has a rule for each query head and the curves
 // are of KV heads.
 std::optional<std::vector<double>> plan_losses(const SpanPlan& plan, const SearchRound& round, bool per_query_head);

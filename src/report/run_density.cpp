@@ -160,6 +160,27 @@ DensityResult read_density(const std::filesystem::path& folder, double density, 
   return result;
 }
 
+const SearchRound* front_round(const DensityResult& result, bool per_query_head) {
+  const SearchRound* last = nullptr;
+  for (auto round = result.search->rounds.rbegin(); round != result.search->rounds.rend(); ++round) {
+    std::vector<int64_t> lengths;
+    for (const LossCurve& curve : round->curves) lengths.push_back(curve.length);
+    if (lengths != result.search->curve_lengths) continue;
+    if (last == nullptr) last = &*round;
+    for (const FrontPlan& plan : result.search->front) {
+      const SpanPlan* candidate = result.candidate(plan.name);
+      const auto losses = candidate == nullptr ? std::nullopt : plan_losses(*candidate, *round, per_query_head);
+      if (!losses) continue;
+      const auto is_close = [](double a, double b) {
+        return std::abs(a - b) <= 1e-6 * (std::abs(a) + std::abs(b)) + 1e-9;
+      };
+      if (std::equal(losses->begin(), losses->end(), plan.losses.begin(), is_close)) return &*round;
+      break;
+    }
+  }
+  return last;
+}
+
 std::optional<std::vector<double>> plan_losses(const SpanPlan& plan, const SearchRound& round, bool per_query_head) {
   const HeadShape& shape = plan.shape();
   if (plan.per_query_head() && !per_query_head) return std::nullopt;

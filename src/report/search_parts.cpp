@@ -32,7 +32,7 @@ std::string front_hint(const std::string& name, const std::vector<double>& losse
   return hint;
 }
 
-// The front, and every other candidate by the curves that the front was found with: those of the first round.
+// The front, and every other candidate by the curves that the front was found with.
 std::vector<FrontPoint> front_points(const RunData& run, const DensityResult& result) {
   const SearchResult& search = *result.search;
   const Validation* validation = result.validation ? &*result.validation : nullptr;
@@ -45,15 +45,12 @@ std::vector<FrontPoint> front_points(const RunData& run, const DensityResult& re
                       .is_winner = validation != nullptr && validation->winner == name});
   };
   for (const FrontPlan& plan : search.front) add(plan.name, plan.losses, true);
-  if (search.rounds.empty()) return points;
-  std::vector<int64_t> lengths;
-  for (const LossCurve& curve : search.rounds.front().curves) lengths.push_back(curve.length);
-  if (lengths != search.curve_lengths) return points;
+  const SearchRound* round = front_round(result, run.options.per_query_head);
+  if (round == nullptr) return points;
   for (const auto& [name, plan] : result.candidates) {
     const auto same = [&name = name](const FrontPlan& known) { return known.name == name; };
     if (std::any_of(search.front.begin(), search.front.end(), same)) continue;
-    if (const auto losses = plan_losses(plan, search.rounds.front(), run.options.per_query_head))
-      add(name, *losses, false);
+    if (const auto losses = plan_losses(plan, *round, run.options.per_query_head)) add(name, *losses, false);
   }
   return points;
 }
