@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -15,6 +16,7 @@
 #include <iterator>
 #include <sstream>
 #include <system_error>
+#include <tuple>
 
 #include "core/error.h"
 #include "core/mapped_file.h"
@@ -135,8 +137,12 @@ std::vector<StoredSample> RunDirectory::read_samples() const {
 }
 
 void RunDirectory::write_samples(const std::vector<StoredSample>& samples) const {
+  std::vector<const StoredSample*> ordered;  // the same file whatever the order in which a resumed run came to them
+  for (const StoredSample& stored : samples) ordered.push_back(&stored);
+  std::sort(ordered.begin(), ordered.end(), [](const StoredSample* a, const StoredSample* b) { return std::tie(a->role, a->sample.id) < std::tie(b->role, b->sample.id); });
   std::string text;
-  for (const auto& [s, role] : samples) {
+  for (const StoredSample* stored : ordered) {
+    const auto& [s, role] = *stored;
     const OrderedJson object = {{"id", s.id},         {"role", role},         {"kind", s.kind},     {"length", s.length},  {"seed", s.seed},
                                 {"retrieval", s.retrieval}, {"answer", s.answer}, {"targets", s.targets}, {"tokens", s.tokens}};
     text += object.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";

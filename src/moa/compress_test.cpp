@@ -1,0 +1,225 @@
+// Whole runs of compress on a tiny random model: what they leave, that they repeat and resume to the byte, and what is
+// refused. Such a model retrieves nothing: the samples are running text.
+#include "moa/compress.h"
+
+#include <cmath>
+#include <fstream>
+
+#include "eval/eval_test_util.h"
+#include "moa/profile_stage.h"
+#include "moa/validation.h"
+
+namespace polyspan {
+namespace {
+using namespace testing_util;
+namespace fs = std::filesystem;
+
+std::string contents(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class Compress : public testing::Test {
+ protected:
+  Compress() : text_(natural_text(800)) {
+    options_.densities = {0.6, 0.5};
+    options_.lengths = {512};
+    options_.extend = {};
+    options_.kinds = {"text"};
+    options_.samples = 1, options_.steps = 2, options_.validation_samples = 1;
+    options_.text = text_.path().string();
+    std::string name = (fs::temp_directory_path() / "polyspan-compress-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw Error::io(name, "no temporary folder");
+    folder_ = name;
+  }
+  ~Compress() override {
+    std::error_code ignored;
+    fs::remove_all(folder_, ignored);
+  }
+  std::vector<CompressedPlan> run(const fs::path& folder, const CompressOptions& options) {
+    RunDirectory directory(folder);
+    return compress(*tiny_, directory, options, no_progress());
+  }
+  std::vector<CompressedPlan> run(const fs::path& folder) { return run(folder, options_); }
+
+  const TinyEngine tiny_;
+  TemporaryFile text_;
+  fs::path folder_;
+  CompressOptions options_;
+};
+
+TEST_F(Compress, LeavesPlansWithinTheDensity) {
+  options_.lengths = {512, 640}, options_.extend = {1024};
+  const std::vector<CompressedPlan> plans = run(folder_ / "run");
+  ASSERT_EQ(plans.size(), 2u);
+  for (const CompressedPlan& plan : plans) {
+    const SpanPlan loaded = SpanPlan::load(plan.file, tiny_->config().head_shape());
+    EXPECT_EQ(loaded.info().density, plan.density);
+    EXPECT_FALSE(loaded.info().model_fingerprint.empty());
+    for (const int64_t length : {512, 640, 1024}) EXPECT_LE(loaded.density(length), plan.density + 1e-9);
+    EXPECT_FALSE(plan.why.empty());
+  }
+  for (const char* name :
+       {"run.json", "samples.jsonl", "search/0.6.json", "search/0.5.json", "validation/0.5.json",
+        "candidates/0.5/annealed.json", "candidates/0.5/uniform.json", "candidates/0.5/dense-pairwise.json", "log.txt"})
+    EXPECT_TRUE(fs::is_regular_file(folder_ / "run" / name)) << name;
+  for (const auto& entry : fs::recursive_directory_iterator(folder_ / "run"))
+    EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos);
+}
+
+// A run that stops after any file it writes goes on to the same plans, to the byte: each file but the first is taken
+// away with everything that was written after it.
+TEST_F(Compress, RepeatsAndResumesToTheByte) {
+  run(folder_ / "one");
+  const fs::path two = folder_ / "two";
+  run(two);
+  const auto same = [&](const std::string& where) {
+    for (const char* name : {"plans/0.6.json", "plans/0.5.json", "candidates/0.5/annealed.json", "search/0.5.json",
+                             "validation/0.5.json", "samples.jsonl"})
+      EXPECT_TRUE(contents(folder_ / "one" / name) == contents(two / name)) << name << " differs " << where;
+  };
+  same("in a second run");
+  std::vector<std::pair<fs::file_time_type, fs::path>> written;
+  for (const auto& entry : fs::recursive_directory_iterator(two))
+    if (entry.is_regular_file() && entry.path().filename() != "lock" && entry.path().filename() != "log.txt" &&
+        entry.path().filename() != "run.json")
+      written.emplace_back(entry.last_write_time(), entry.path());
+  std::sort(written.begin(), written.end());
+  for (size_t kept = 0; kept < written.size(); kept += written.size() / 3) {
+    for (size_t i = kept; i < written.size(); ++i) fs::remove(written[i].second);
+    run(two);
+    same("after " + std::to_string(kept) + " files");
+  }
+}
+
+TEST_F(Compress, RefusesWhatItCannotDo) {
+  CompressOptions options = options_;
+  options.kinds = {"passkey-repeated"};
+  expect_error([&] { run(folder_ / "wrong", options); }, ErrorKind::kBadInput,
+               {"no sample of 512 tokens", "dense model"});
+  options = options_;
+  options.densities = {0.01};
+  expect_error([&] { run(folder_ / "sparse", options); }, ErrorKind::kBadInput, {"0.01", "smallest"});
+  options = options_;
+  options.extend = {tiny_->config().context_length + 1};
+  expect_error([&] { run(folder_ / "long", options); }, ErrorKind::kBadInput,
+               {std::to_string(tiny_->config().context_length)});
+  const TemporaryFile little("Too little. ");
+  options = options_;
+  options.text = little.path().string();
+  expect_error([&] { run(folder_ / "little", options); }, ErrorKind::kBadInput, {"natural text"});
+  const auto bad = [&](auto change) {
+    CompressOptions o = options_;
+    change(o);
+    expect_error([&] { o.check(); }, ErrorKind::kUsage, {});
+  };
+  bad([](auto& o) { o.densities = {0}; });
+  bad([](auto& o) { o.densities = {1}; });
+  bad([](auto& o) { o.densities = {0.5, 0.5}; });
+  bad([](auto& o) { o.densities = {std::nan("")}; });
+  bad([](auto& o) { o.lengths = {}; });
+  bad([](auto& o) { o.lengths = {8}; });
+  bad([](auto& o) { o.extend = {512}; });
+  bad([](auto& o) { o.extend = {400}; });
+  bad([](auto& o) { o.kinds = {"rhyme"}; });
+  bad([](auto& o) { o.kinds = {"document"}; });
+  bad([](auto& o) { o.samples = 0; });
+  bad([](auto& o) { o.weights["text"] = -1; });
+}
+
+TEST_F(Compress, ARunDirectoryIsOneModelsAndOneProcess) {
+  const fs::path folder = folder_ / "run";
+  run(folder);
+  {
+    const RunDirectory held(folder);
+    expect_error([&] { RunDirectory second(folder); }, ErrorKind::kBadInput, {"another process"});
+  }
+  RandomModelConfig other = tiny_engine_config();
+  other.seed = 99;
+  const TinyEngine another(other);
+  expect_error(
+      [&] {
+        RunDirectory directory(folder);
+        compress(*another, directory, options_, no_progress());
+      },
+      ErrorKind::kBadInput, {"model"});
+  std::string text = contents(folder / "run.json");
+  text.replace(text.find("\"format_version\": 1"), 19, "\"format_version\": 7");
+  write_file_atomically(folder / "run.json", text);
+  expect_error([&] { run(folder); }, ErrorKind::kUnsupported, {"format_version 7"});
+  const TemporaryFile file("no folder");
+  expect_error([&] { RunDirectory directory(file.path()); }, ErrorKind::kIo, {"found a file"});
+}
+
+// What is there but damaged is said, not taken: each file cut at several places.
+TEST_F(Compress, DamagedFilesAreSaid) {
+  const fs::path folder = folder_ / "run";
+  run(folder);
+  const fs::path profile = folder / RunDirectory::profile_name("dense", "512/text/0");
+  for (const fs::path& path :
+       {profile, folder / "validation/dense.json", folder / "samples.jsonl", folder / "run.json"}) {
+    const std::string whole = contents(path);
+    ASSERT_GT(whole.size(), 100u) << path;
+    for (const size_t length : {size_t{0}, size_t{1}, whole.size() / 3 + 7, whole.size() / 2 + 7, whole.size() - 4}) {
+      std::error_code ignored;
+      fs::remove_all(folder / "validation" / "0.5.json", ignored);
+      write_file_atomically(path, whole.substr(0, length));
+      try {
+        run(folder);
+        // A samples.jsonl that ends between two lines is a shorter one.
+        EXPECT_TRUE(length == 0 && path.filename() == "samples.jsonl") << path << " cut at " << length << " was taken";
+      } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find(path.filename().string()), std::string::npos) << error.what();
+      }
+    }
+    write_file_atomically(path, whole);
+  }
+  EXPECT_NO_THROW(run(folder));
+}
+
+TEST(CompressOptions, SurviveTheirFile) {
+  CompressOptions options;
+  options.densities = {0.5, 0.125};
+  options.weights = {{"text", 1.5}};
+  options.kinds = {"text", "copy"};
+  options.influence = Estimator::kPairwise;
+  options.loss = ProfileLoss::kCrossEntropy;
+  options.seed = 18446744073709551615ull;
+  const auto json = nlohmann::ordered_json::parse(options.to_json().dump());
+  EXPECT_EQ(CompressOptions::from_json(json, "run.json").to_json(), options.to_json());
+  for (const auto& [name, value] : json.items()) {
+    auto changed = json;
+    changed.erase(name);
+    expect_error([&] { CompressOptions::from_json(changed, "run.json"); }, ErrorKind::kBadFile, {"run.json", name});
+    changed[name] = nlohmann::ordered_json::array({nullptr});
+    expect_error([&] { CompressOptions::from_json(changed, "run.json"); }, ErrorKind::kBadFile, {"run.json"});
+  }
+  EXPECT_EQ(CompressOptions().validation_length(), 6144);
+}
+
+// A made-up dense result: which targets count.
+TEST(AcceptedTargets, ShortAnswersCountWholeLongOnesByHalf) {
+  CalibrationSample sample;
+  const auto scores = [&](std::vector<bool> right) {
+    sample.targets.clear();
+    std::vector<TargetScore> made;
+    for (const bool is_right : right)
+      sample.targets.push_back(10 + std::ssize(sample.targets)), made.push_back({-1, 0, is_right});
+    return made;
+  };
+  EXPECT_EQ(accepted_targets(sample, scores({true, true})), (std::vector<int64_t>{10, 11}));
+  EXPECT_EQ(accepted_targets(sample, scores({true, false})), std::nullopt);
+  std::vector<bool> longer(20, false);
+  for (size_t i = 0; i < 9; ++i) longer[2 * i] = true;
+  EXPECT_EQ(accepted_targets(sample, scores(longer)), std::nullopt);
+  longer[19] = true;
+  const auto counted = accepted_targets(sample, scores(longer));
+  ASSERT_TRUE(counted.has_value());
+  EXPECT_EQ(counted->size(), 10u);
+  EXPECT_EQ(counted->back(), 29);
+  sample.retrieval = false;
+  EXPECT_EQ(accepted_targets(sample, scores({false, false})), (std::vector<int64_t>{10, 11}));
+}
+
+}  // namespace
+}  // namespace polyspan

@@ -1,0 +1,122 @@
+// From effects in samples to loss curves: signs, groups, normalisation, shifts, blending; small enough to check by
+// hand.
+#include "moa/influence.h"
+
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+
+namespace polyspan {
+namespace {
+
+constexpr HeadShape kShape{1, 4, 2};  // one layer, two KV heads in groups of two
+
+// Effects [query head][candidate] at spans 64, 128, 256 (the whole length).
+SampleProfile sample(const std::string& kind, std::vector<double> span, std::vector<double> span_abs, int index = 0) {
+  SampleProfile s;
+  s.id = "256/" + kind + "/" + std::to_string(index);
+  s.kind = kind, s.length = 256, s.accepted = true;
+  s.candidate_spans = {64, 128, 256};
+  s.influence = {1, 4, 3, span, span_abs, span_abs};
+  return s;
+}
+
+ProfileRound dense_round() {
+  return {"dense",
+          SpanPlan::dense(kShape),
+          {sample("a", {1, 2, 0, 2, -1, 0, /**/ -1, 1, 0, -2, 0, 0}, {1, 2, 0, 2, 1, 0, /**/ 1, 1, 0, 2, 0, 0}),
+           sample("a", {-9, 1, 0, 0, 0, 0, /**/ 2, 0, 0, 3, 0, 0}, {9, 1, 0, 0, 0, 0, /**/ 2, 0, 0, 3, 0, 0}, 1)}};
+}
+
+double weight_one(std::string_view) { return 1; }
+
+// KV head 0: sums over its group 3, 1 | -9, 1; positive parts 3, 1 | 0, 1; means 1.5, 1. KV head 1: -3, 1 | 5, 0; means
+// 2.5, 0.5. The total at the smallest span is 4. Absolute: head 0 (3 + 9) / 2, (3 + 1) / 2; head 1 (3 + 5) / 2, 1 / 2;
+// total 10.
+TEST(Influence, SpanEstimatorIsThePositivePartOfTheGroupsSum) {
+  const ProfileRound round = dense_round();
+  const CurveOptions options;
+  const KindScales scales = kind_scales(round, options);
+  EXPECT_DOUBLE_EQ(scales.at({256, "a"}).main, 4);
+  EXPECT_DOUBLE_EQ(scales.at({256, "a"}).absolute, 10);
+  const std::vector<LossCurve> curves = loss_curves(cost_tables(round, scales, options), weight_one);
+  ASSERT_EQ(curves.size(), 1u);
+  EXPECT_EQ(curves[0].spans, (std::vector<int64_t>{64, 128, 256}));
+  const std::vector<double> expected = {1.5 / 4 + 0.1 * 6 / 10, 1.0 / 4 + 0.1 * 2 / 10,   0,
+                                        2.5 / 4 + 0.1 * 4 / 10, 0.5 / 4 + 0.1 * 0.5 / 10, 0};
+  ASSERT_EQ(curves[0].loss.size(), expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(curves[0].loss[i], expected[i], 1e-12) << i;
+}
+
+TEST(Influence, OtherEstimatorsAndQueryHeads) {
+  const ProfileRound round = dense_round();
+  for (const Estimator estimator : {Estimator::kSpanAbs, Estimator::kPairwise}) {
+    const CurveOptions options{.estimator = estimator};
+    const std::vector<LossCurve> curves =
+        loss_curves(cost_tables(round, kind_scales(round, options), options), weight_one);
+    const std::vector<double> expected = {0.6, 0.2, 0, 0.4, 0.05, 0};
+    for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(curves[0].loss[i], expected[i], 1e-12) << i;
+  }
+  const CurveOptions options{.estimator = Estimator::kSpan, .per_query_head = true, .abs_share = 0};
+  const std::vector<LossCurve> curves =
+      loss_curves(cost_tables(round, kind_scales(round, options), options), weight_one);
+  ASSERT_EQ(curves[0].loss.size(), 12u);
+  EXPECT_NEAR(curves[0].loss[0], (0.5 * (1 + 0)) / (0.5 * (1 + 0 + 2 + 0 + 0 + 2 + 0 + 3)), 1e-12);  // head 0: 1 | -9
+  EXPECT_NEAR(curves[0].loss[1], (0.5 * (2 + 1)) / 4, 1e-12);
+}
+
+// Under a plan of span 128: 64 removes (cost, positive), 256 brings back (gain, negative); dense is shifted to 0.
+TEST(Influence, UnderAPlanLongerSpansGainAndDenseCostsNothing) {
+  const ProfileRound dense = dense_round();
+  const CurveOptions options{.abs_share = 0};
+  ProfileRound round{"step-1",
+                     SpanPlan::from_rules(kShape, {{{128, 0}, {128, 0}}}, /*per_query_head=*/false),
+                     {sample("a", {2, 0, -4, 0, 0, -4, /**/ -2, 0, 8, 0, 0, 0}, std::vector<double>(12, 1.0))}};
+  const std::vector<LossCurve> curves =
+      loss_curves(cost_tables(round, kind_scales(dense, options), options), weight_one);
+  const std::vector<double> expected = {(2 + 8) / 4.0, 8 / 4.0, 0, 0, 0, 0};
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(curves[0].loss[i], expected[i], 1e-12) << i;
+}
+
+TEST(Influence, KindsAreNormalisedWeighedAndBlended) {
+  ProfileRound round = dense_round();
+  round.samples.push_back(sample("text", {100, 50, 0, 0, 0, 0, /**/ 100, 0, 0, 0, 0, 0}, std::vector<double>(12, 0.0)));
+  SampleProfile wrong = sample("a", std::vector<double>(12, 1e9), std::vector<double>(12, 1e9), 2);
+  wrong.accepted = false;
+  round.samples.push_back(wrong);
+  const CurveOptions options{.abs_share = 0};
+  const KindScales scales = kind_scales(round, options);
+  CostTables tables = cost_tables(round, scales, options);
+  EXPECT_EQ(tables.size(), 2u);
+  const auto weight = [](std::string_view kind) { return kind == "text" ? 1.0 : 3.0; };
+  EXPECT_NEAR(loss_curves(tables, weight)[0].loss[0], 3 * 1.5 / 4 + 0.5, 1e-12);
+  CostTables update = {{{256, "text"}, tables.at({256, "text"})}};
+  for (double& cost : update.begin()->second.cost) cost = 1;
+  blend(tables, update, 0.25);
+  EXPECT_NEAR(tables.at({256, "text"}).cost[0], 0.75 * 0.5 + 0.25, 1e-12);
+  EXPECT_NEAR(tables.at({256, "a"}).cost[0], 1.5 / 4, 1e-12);
+}
+
+TEST(Influence, MarginIsTheWorstRetrievalSample) {
+  ProfileRound round = dense_round();
+  round.samples[0].log_odds = 2, round.samples[0].dense_log_odds = 8;
+  round.samples[1].log_odds = 6, round.samples[1].dense_log_odds = 8;
+  EXPECT_DOUBLE_EQ(round.least_margin(), 0.25);
+  round.samples[0].kind = "text";
+  EXPECT_DOUBLE_EQ(round.least_margin(), 0.75);
+  round.samples.clear();
+  EXPECT_DOUBLE_EQ(round.least_margin(), 1);
+}
+
+TEST(Influence, CandidateSpansAscendToTheLength) {
+  for (const int64_t length : {64, 65, 256, 1000, 1024, 4096, 131072}) {
+    const std::vector<int64_t> spans = candidate_spans(length);
+    EXPECT_EQ(spans.back(), length);
+    EXPECT_TRUE(std::is_sorted(spans.begin(), spans.end(), std::less_equal<>()));
+    EXPECT_GE(spans.front(), std::min<int64_t>(64, length));
+    EXPECT_LE(spans.size(), 24u);
+  }
+}
+
+}  // namespace
+}  // namespace polyspan
