@@ -40,7 +40,8 @@ int main(int argc, char** argv) {
       for (int rep = 0; rep < reps; ++rep) {
         std::mt19937_64 random(1);
         std::vector<int32_t> tokens;
-        for (int64_t i = 0; i < n; ++i) tokens.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(c.vocab_size)));
+        for (int64_t i = 0; i < n; ++i)
+          tokens.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(c.vocab_size)));
         std::vector<int64_t> targets, candidates;
         for (int64_t i = n - 8; i < n; ++i) targets.push_back(i);
         for (int64_t i = 0; i < 16; ++i) candidates.push_back(std::max<int64_t>(64, n * i / 16));
@@ -55,9 +56,12 @@ int main(int argc, char** argv) {
         const double forward = seconds_since(before);
         profiler->backward(request);
         const double backward = seconds_since(before) - forward;
-        std::printf("%6lld tokens: forward %.2f s, backward %.2f s, ratio %.2f; peak %lld MB (needed %lld MB beside the model)\n",
-                    static_cast<long long>(n), forward, backward, backward / forward, static_cast<long long>(peak_resident_bytes() / 1000000),
-                    static_cast<long long>(profiler->bytes_needed(n) / 1000000));
+        std::printf(
+            "%6lld tokens: forward %.2f s, backward %.2f s, ratio %.2f; peak %lld MB (needed %lld MB beside the "
+            "model)\n",
+            static_cast<long long>(n), forward, backward, backward / forward,
+            static_cast<long long>(peak_resident_bytes() / 1000000),
+            static_cast<long long>(profiler->bytes_needed(n) / 1000000));
       }
   } catch (const Error& error) {
     std::fprintf(stderr, "polyspan-profile-bench: %s\n", error.what());

@@ -23,7 +23,8 @@ bool read_line(std::string& line) {
   line.clear();
   for (int byte; (byte = std::cin.get()) != std::char_traits<char>::eof();) {
     if (byte == '\n') return true;
-    if (line.size() == kMostBytes) throw Error::bad_input("a line of more than ", kMostBytes, " bytes on standard input");
+    if (line.size() == kMostBytes)
+      throw Error::bad_input("a line of more than ", kMostBytes, " bytes on standard input");
     line += static_cast<char>(byte);
   }
   return !line.empty();
@@ -56,14 +57,18 @@ void chat(ChatOptions& o) {
       continue;
     }
     try {
-      const GenerateResult result = session->ask(line, o.generate, [](std::string_view part) {
-        print(std::string(part));
-        return true;
-      }, *progress);
+      const GenerateResult result = session->ask(
+          line, o.generate,
+          [](std::string_view part) {
+            print(std::string(part));
+            return true;
+          },
+          *progress);
       print("\n");
-      std::fprintf(stderr, "[%lld + %zu tokens, %.0f and %.0f tokens/s; %lld of %lld in context]\n", static_cast<long long>(result.n_prompt_tokens),
-                   result.tokens.size(), result.prefill_tokens_per_s(), result.decode_tokens_per_s(),
-                   static_cast<long long>(session->sequence().n_tokens()), static_cast<long long>(planned));
+      std::fprintf(stderr, "[%lld + %zu tokens, %.0f and %.0f tokens/s; %lld of %lld in context]\n",
+                   static_cast<long long>(result.n_prompt_tokens), result.tokens.size(), result.prefill_tokens_per_s(),
+                   result.decode_tokens_per_s(), static_cast<long long>(session->sequence().n_tokens()),
+                   static_cast<long long>(planned));
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kBadInput) throw;
       std::fprintf(stderr, "polyspan: %s\n", error.what());
@@ -80,13 +85,18 @@ void add_chat(CLI::App& app) {
   o->generate.sampling.temperature = 0.7f;
   command->add_option("--system", o->system, "system message");
   command->add_option("-n,--n-predict", o->n, "most tokens of an answer")->capture_default_str();
-  command->add_option("--ctx", o->context, "tokens of the whole conversation: fixes spans and cache (default: the model's context, at most 8192)")->check(CLI::PositiveNumber);
+  command
+      ->add_option(
+          "--ctx", o->context,
+          "tokens of the whole conversation: fixes spans and cache (default: the model's context, at most 8192)")
+      ->check(CLI::PositiveNumber);
   command->add_option("--stop", o->generate.stop, "text that ends an answer; may be given several times");
   add_sampling(*command, o->generate.sampling);
-  command->footer("Examples:\n"
-                  "  polyspan chat model.gguf\n"
-                  "  polyspan chat model.gguf --plan uniform:0.5 --system \"You answer in one sentence.\"\n"
-                  "  echo \"What is a llama?\" | polyspan chat model.gguf --temp 0");
+  command->footer(
+      "Examples:\n"
+      "  polyspan chat model.gguf\n"
+      "  polyspan chat model.gguf --plan uniform:0.5 --system \"You answer in one sentence.\"\n"
+      "  echo \"What is a llama?\" | polyspan chat model.gguf --temp 0");
   command->callback([o] { chat(*o); });
 }
 

@@ -33,7 +33,8 @@ class TerminalProgress final : public Progress {
     shown_ = true;
     const double share = static_cast<double>(done) / static_cast<double>(total_);
     const double left = done > 0 ? elapsed * (1 - share) / share : 0;
-    std::fprintf(stderr, terminal ? "\r%s: %3.0f%%, %.0f s left \033[K" : "%s: %3.0f%%, %.0f s left\n", what_.c_str(), 100 * share, left);
+    std::fprintf(stderr, terminal ? "\r%s: %3.0f%%, %.0f s left \033[K" : "%s: %3.0f%%, %.0f s left\n", what_.c_str(),
+                 100 * share, left);
     std::fflush(stderr);
   }
   void finish() override {
@@ -53,7 +54,9 @@ class TerminalProgress final : public Progress {
 
 void ModelOptions::add_to(CLI::App& app) {
   app.add_option("model", model, "GGUF file of the model")->required();
-  app.add_option("--plan", plan, "spans: a plan file, uniform:DENSITY (for example uniform:0.5) or dense (default: the model's own attention)");
+  app.add_option(
+      "--plan", plan,
+      "spans: a plan file, uniform:DENSITY (for example uniform:0.5) or dense (default: the model's own attention)");
   app.add_option("--kv", kv, "element type of the KV cache: f16, bf16 or q8")->capture_default_str();
   app.add_option("-t,--threads", threads, "threads (default: physical cores)")->check(CLI::Range(1, 1024));
   app.add_option("--isa", isa, "instruction level: scalar, avx2 or avx512 (default: the best of this machine)");
@@ -66,7 +69,8 @@ std::unique_ptr<Engine> ModelOptions::load() const {
     if (!level) throw Error::usage("instruction level \"", isa, "\" is not known; wanted scalar, avx2 or avx512");
     const std::vector<IsaLevel> supported = supported_isa_levels();
     if (std::find(supported.begin(), supported.end(), *level) == supported.end())
-      throw Error::unsupported("this machine does not have the instructions of ", isa, "; its best level is ", isa_name(supported.back()));
+      throw Error::unsupported("this machine does not have the instructions of ", isa, "; its best level is ",
+                               isa_name(supported.back()));
     select_isa(*level);
   }
   kv_type_by_name(kv);  // before the long work
@@ -81,9 +85,12 @@ SpanPlan ModelOptions::load_plan(const ModelConfig& config) const {
 void add_sampling(CLI::App& app, SamplingOptions& options) {
   app.add_option("--temp", options.temperature, "temperature; 0 picks the most likely token")->capture_default_str();
   app.add_option("--top-k", options.top_k, "keep the k most likely tokens; 0 keeps all")->capture_default_str();
-  app.add_option("--top-p", options.top_p, "keep the smallest set of tokens with this probability")->capture_default_str();
-  app.add_option("--min-p", options.min_p, "drop tokens less likely than this share of the most likely one")->capture_default_str();
-  app.add_option("--repeat-penalty", options.repetition_penalty, "penalty on the last 64 tokens; 1 is none")->capture_default_str();
+  app.add_option("--top-p", options.top_p, "keep the smallest set of tokens with this probability")
+      ->capture_default_str();
+  app.add_option("--min-p", options.min_p, "drop tokens less likely than this share of the most likely one")
+      ->capture_default_str();
+  app.add_option("--repeat-penalty", options.repetition_penalty, "penalty on the last 64 tokens; 1 is none")
+      ->capture_default_str();
   app.add_option("--seed", options.seed, "seed of the sampler")->check(check_seed)->capture_default_str();
 }
 

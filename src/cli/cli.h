@@ -18,10 +18,10 @@ namespace polyspan::cli {
 // Options of every command that loads a model.
 struct ModelOptions {
   std::string model;
-  std::string plan;               // empty: the model's own
+  std::string plan;  // empty: the model's own
   std::string kv = "f16";
-  int threads = 0;                // 0: physical cores
-  std::string isa;                // empty: the best
+  int threads = 0;  // 0: physical cores
+  std::string isa;  // empty: the best
   bool json = false;
   void add_to(CLI::App& app);
   std::unique_ptr<Engine> load() const;

@@ -29,7 +29,9 @@ struct EvalOptions {
   uint64_t seed = 1;
   bool compare = false;
 
-  std::vector<int64_t> lengths_or(std::vector<int64_t> otherwise) const { return lengths.empty() ? otherwise : lengths; }
+  std::vector<int64_t> lengths_or(std::vector<int64_t> otherwise) const {
+    return lengths.empty() ? otherwise : lengths;
+  }
 };
 
 constexpr int64_t kDefaultSamples = 8;
@@ -45,9 +47,11 @@ struct Column {
 };
 
 void check_options(const EvalOptions& o) {
-  if (o.samples && (*o.samples < 1 || *o.samples > 1'000'000)) throw Error::usage("--samples is ", *o.samples, "; it must be between 1 and 1000000");
+  if (o.samples && (*o.samples < 1 || *o.samples > 1'000'000))
+    throw Error::usage("--samples is ", *o.samples, "; it must be between 1 and 1000000");
   const auto only_for = [&](bool given, const char* option, std::initializer_list<std::string_view> tasks) {
-    if (given && std::find(tasks.begin(), tasks.end(), o.task) == tasks.end()) throw Error::usage(option, " does not go with --task ", o.task);
+    if (given && std::find(tasks.begin(), tasks.end(), o.task) == tasks.end())
+      throw Error::usage(option, " does not go with --task ", o.task);
   };
   only_for(o.keys != 1, "--keys", {"passkey"});
   only_for(o.depths != 0, "--depths", {"passkey"});
@@ -56,7 +60,8 @@ void check_options(const EvalOptions& o) {
   if (o.keys < 1 || o.keys > PasskeyGenerator::most_keys())
     throw Error::usage("--keys is ", o.keys, "; it must be between 1 and ", PasskeyGenerator::most_keys());
   if (o.depths < 0 || o.depths > 1000) throw Error::usage("--depths is ", o.depths, "; it must be between 1 and 1000");
-  if (o.task == "longbench" && o.data.empty()) throw Error::usage("--task longbench needs --data FILE: JSONL files in LongBench's form");
+  if (o.task == "longbench" && o.data.empty())
+    throw Error::usage("--task longbench needs --data FILE: JSONL files in LongBench's form");
   if (o.task == "longeval" && !o.data.empty() && !o.lengths.empty())
     throw Error::usage("--lengths does not go with --data: the prompts of a LongEval file are as long as they are");
   check_ruler_kinds(o.kinds);
@@ -114,7 +119,8 @@ std::vector<std::pair<std::string, std::string>> table_lines(const Json& row) {
     return std::string(text);
   };
   const auto add_cells = [&](const Json& cells) {
-    for (const auto& [name, cell] : cells.items()) lines.emplace_back(std::string("  ").append(name), number(cell["accuracy"], "%.3f"));
+    for (const auto& [name, cell] : cells.items())
+      lines.emplace_back(std::string("  ").append(name), number(cell["accuracy"], "%.3f"));
   };
   if (row.contains("perplexity")) {
     lines.emplace_back("perplexity", number(row["perplexity"], "%.4f"));
@@ -127,7 +133,8 @@ std::vector<std::pair<std::string, std::string>> table_lines(const Json& row) {
       if (row.contains(group)) add_cells(row[group]);
     if (row.contains("depths"))
       for (const Json& cell : row["depths"])
-        lines.emplace_back(std::string("  depth ").append(number(cell["depth"], "%.2f")), number(cell["accuracy"], "%.3f"));
+        lines.emplace_back(std::string("  depth ").append(number(cell["depth"], "%.2f")),
+                           number(cell["accuracy"], "%.3f"));
     lines.emplace_back("prompts", std::to_string(row["n"].get<int64_t>()));
   }
   lines.emplace_back("density", number(row["density"], "%.3f"));
@@ -145,8 +152,10 @@ std::string cell_text(std::string text, size_t width, bool right) {
 void print_table(const std::string& task, const std::vector<Column>& columns) {
   constexpr size_t kLabel = 24, kColumn = 18;
   for (size_t i = 0; i < columns.front().json.size(); ++i) {
-    std::string out = cell_text(task + ", " + std::to_string(columns.front().json[i]["length"].get<int64_t>()) + " tokens", kLabel, false);
-    for (const Column& column : columns) out += cell_text(std::filesystem::path(column.name).filename().string(), kColumn, true);
+    std::string out = cell_text(
+        task + ", " + std::to_string(columns.front().json[i]["length"].get<int64_t>()) + " tokens", kLabel, false);
+    for (const Column& column : columns)
+      out += cell_text(std::filesystem::path(column.name).filename().string(), kColumn, true);
     std::vector<std::vector<std::pair<std::string, std::string>>> lines;
     for (const Column& column : columns) lines.push_back(table_lines(column.json[i]));
     for (size_t line = 0; line < lines.front().size(); ++line) {
@@ -193,7 +202,8 @@ void fill_columns(std::vector<Column>& columns, Compute compute) {
   }
 }
 
-void run_perplexity(Engine& engine, const EvalOptions& o, const Inputs& in, std::vector<Column>& columns, Progress& shown) {
+void run_perplexity(Engine& engine, const EvalOptions& o, const Inputs& in, std::vector<Column>& columns,
+                    Progress& shown) {
   const KvType type = kv_type_by_name(o.common.kv);
   const std::vector<int64_t> lengths = o.lengths_or({o.context});
   int64_t total = 0;
@@ -207,7 +217,11 @@ void run_perplexity(Engine& engine, const EvalOptions& o, const Inputs& in, std:
     for (const int64_t length : lengths) {
       const SpanPlan plan = column.plan(length);
       const PerplexityResult r = perplexity(engine, in.text, plan, {length, o.windows, type}, progress);
-      column.json.push_back({{"length", length}, {"perplexity", r.perplexity}, {"n", r.n_scored}, {"windows", r.n_windows}, {"kv_bytes", r.kv_bytes},
+      column.json.push_back({{"length", length},
+                             {"perplexity", r.perplexity},
+                             {"n", r.n_scored},
+                             {"windows", r.n_windows},
+                             {"kv_bytes", r.kv_bytes},
                              {"density", plan.density(length)}});
     }
   });
@@ -230,13 +244,16 @@ void eval(EvalOptions& o) {
   const std::unique_ptr<Engine> engine = o.common.load();
   std::vector<Column> columns = make_columns(*engine, o);
   const std::unique_ptr<Progress> shown = make_progress();
-  if (o.task == "ppl") run_perplexity(*engine, o, in, columns, *shown);
-  else run_items(*engine, o, in, columns, *shown);
+  if (o.task == "ppl")
+    run_perplexity(*engine, o, in, columns, *shown);
+  else
+    run_items(*engine, o, in, columns, *shown);
   shown->finish();
 
   Json document = eval_document({o.common.model, o.common.plan_name(), o.common.kv, o.seed}, o.task, o.keys);
   if (o.task == "ruler")
-    document["note"] = "own wording, no examples in the prompts; qa_1 and qa_2 ask for generated facts in place of SQuAD and HotpotQA";
+    document["note"] =
+        "own wording, no examples in the prompts; qa_1 and qa_2 ask for generated facts in place of SQuAD and HotpotQA";
   if (o.task == "longbench") document["note"] = "own wording of the prompts; measures of LongBench";
   document["rows"] = columns.back().json;
   if (o.compare)
@@ -264,31 +281,48 @@ void add_eval(CLI::App& app) {
   const auto o = std::make_shared<EvalOptions>();
   CLI::App* command = app.add_subcommand("eval", "Measure quality: perplexity, retrieval, RULER, LongBench");
   o->common.add_to(*command);
-  command->add_option("--task", o->task,
-                      "ppl (perplexity of a text), passkey (a number hidden in a long prompt), longeval (one line of many), ruler (13 kinds of "
-                      "long-context task) or longbench (files in LongBench's form)")
-      ->required()->check(CLI::IsMember({"ppl", "passkey", "longeval", "ruler", "longbench"}));
-  command->add_option("--lengths", o->lengths,
-                      "prompt or window lengths in tokens, answers included, comma separated (default: 1024,2048,4096; ppl: --ctx; longbench: the "
-                      "model's context)")
-      ->delimiter(',')->check(CLI::PositiveNumber);
-  command->add_option("--samples", o->samples, "prompts a length and kind (default: 8; with --data: all, else the first ones of each)");
+  command
+      ->add_option("--task", o->task,
+                   "ppl (perplexity of a text), passkey (a number hidden in a long prompt), longeval (one line of "
+                   "many), ruler (13 kinds of "
+                   "long-context task) or longbench (files in LongBench's form)")
+      ->required()
+      ->check(CLI::IsMember({"ppl", "passkey", "longeval", "ruler", "longbench"}));
+  command
+      ->add_option("--lengths", o->lengths,
+                   "prompt or window lengths in tokens, answers included, comma separated (default: 1024,2048,4096; "
+                   "ppl: --ctx; longbench: the "
+                   "model's context)")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  command->add_option("--samples", o->samples,
+                      "prompts a length and kind (default: 8; with --data: all, else the first ones of each)");
   command->add_option("--seed", o->seed, "seed of the prompts")->check(check_seed)->capture_default_str();
   command->add_option("--text", o->text, "text to score, or natural filler (default: the system's licence texts)");
-  command->add_option("--ctx", o->context, "ppl: tokens a window; the second half of each is scored")->capture_default_str();
-  command->add_option("--windows", o->windows, "ppl: number of windows (default: all of the text)")->check(CLI::PositiveNumber);
-  command->add_option("--keys", o->keys, "passkey: keys in a prompt, one of them asked for by its name")->capture_default_str();
-  command->add_option("--depths", o->depths, "passkey: places of the key, evenly spaced from the beginning to the end (default: random ones)");
-  command->add_option("--kinds", o->kinds, "ruler: the kinds to run, comma separated, as in niah_single_1,vt,qa_1 (default: all)")->delimiter(',');
+  command->add_option("--ctx", o->context, "ppl: tokens a window; the second half of each is scored")
+      ->capture_default_str();
+  command->add_option("--windows", o->windows, "ppl: number of windows (default: all of the text)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--keys", o->keys, "passkey: keys in a prompt, one of them asked for by its name")
+      ->capture_default_str();
+  command->add_option("--depths", o->depths,
+                      "passkey: places of the key, evenly spaced from the beginning to the end (default: random ones)");
+  command
+      ->add_option("--kinds", o->kinds,
+                   "ruler: the kinds to run, comma separated, as in niah_single_1,vt,qa_1 (default: all)")
+      ->delimiter(',');
   command->add_option("--data", o->data, "longeval, longbench: JSONL files in the published form");
-  command->add_flag("--compare", o->compare, "the dense model, and the uniform plan of the same density at each length, beside the plan");
-  command->footer("Examples:\n"
-                  "  polyspan eval model.gguf --task ppl --text wiki.txt --ctx 2048 --windows 8\n"
-                  "  polyspan eval model.gguf --task passkey --lengths 1024,4096 --plan uniform:0.25 --compare --json\n"
-                  "  polyspan eval model.gguf --task passkey --keys 4 --depths 5 --lengths 2048\n"
-                  "  polyspan eval model.gguf --task longeval --data 70_lines.jsonl --samples 20\n"
-                  "  polyspan eval model.gguf --task ruler --lengths 2048,4096 --samples 4 --kinds niah_multikey_1,vt\n"
-                  "  polyspan eval model.gguf --task longbench --data qasper.jsonl trec.jsonl --lengths 4096 --plan plan.json --compare");
+  command->add_flag("--compare", o->compare,
+                    "the dense model, and the uniform plan of the same density at each length, beside the plan");
+  command->footer(
+      "Examples:\n"
+      "  polyspan eval model.gguf --task ppl --text wiki.txt --ctx 2048 --windows 8\n"
+      "  polyspan eval model.gguf --task passkey --lengths 1024,4096 --plan uniform:0.25 --compare --json\n"
+      "  polyspan eval model.gguf --task passkey --keys 4 --depths 5 --lengths 2048\n"
+      "  polyspan eval model.gguf --task longeval --data 70_lines.jsonl --samples 20\n"
+      "  polyspan eval model.gguf --task ruler --lengths 2048,4096 --samples 4 --kinds niah_multikey_1,vt\n"
+      "  polyspan eval model.gguf --task longbench --data qasper.jsonl trec.jsonl --lengths 4096 --plan plan.json "
+      "--compare");
   command->callback([o] { eval(*o); });
 }
 

@@ -34,13 +34,15 @@ std::vector<int64_t> default_lengths(int64_t context) {
 }
 
 // One line a length: share of the dense cache and bytes.
-Json density_rows(const SpanPlan& plan, const std::vector<int64_t>& lengths, const ModelConfig* config, int64_t head_dim, KvType type) {
+Json density_rows(const SpanPlan& plan, const std::vector<int64_t>& lengths, const ModelConfig* config,
+                  int64_t head_dim, KvType type) {
   Json rows = Json::array();
   for (int64_t n : lengths) {
     Json row = {{"length", n}};
     const SpanTable table = plan.spans(n);
     const double kept = plan.density(n);
-    // A file that names no sink (the published form) is described without one; the engine keeps 64 sink tokens all the same.
+    // A file that names no sink (the published form) is described without one; the engine keeps 64 sink tokens all the
+    // same.
     row["density"] = plan.names_sink() ? kept : plan.mean_relative_span(n);
     row["mean_relative_span"] = plan.mean_relative_span(n);
     row["kv_density"] = kept;
@@ -50,7 +52,8 @@ Json density_rows(const SpanPlan& plan, const std::vector<int64_t>& lengths, con
       row["dense_kv_bytes"] = KvLayout(*config, SpanPlan::dense(config->head_shape()), n, type).bytes;
     } else if (head_dim > 0) {
       ModelConfig shape;
-      shape.n_layers = plan.shape().n_layers, shape.n_heads = plan.shape().n_heads, shape.n_kv_heads = plan.shape().n_kv_heads;
+      shape.n_layers = plan.shape().n_layers, shape.n_heads = plan.shape().n_heads,
+      shape.n_kv_heads = plan.shape().n_kv_heads;
       shape.head_dim = head_dim;
       row["kv_bytes"] = KvLayout(shape, plan, n, type).bytes;
     } else {
@@ -65,8 +68,9 @@ void print_density_rows(const Json& rows) {
   print("    length   density   of the KV cache   cache bytes\n");
   for (const Json& row : rows) {
     char line[160];
-    std::snprintf(line, sizeof line, "%10lld   %7.3f   %15.3f   %s\n", static_cast<long long>(row["length"]), row["density"].get<double>(),
-                  row["kv_density"].get<double>(), row["kv_bytes"].is_null() ? "(needs --model or --head-dim)" : human_bytes(row["kv_bytes"]).c_str());
+    std::snprintf(line, sizeof line, "%10lld   %7.3f   %15.3f   %s\n", static_cast<long long>(row["length"]),
+                  row["density"].get<double>(), row["kv_density"].get<double>(),
+                  row["kv_bytes"].is_null() ? "(needs --model or --head-dim)" : human_bytes(row["kv_bytes"]).c_str());
     print(line);
   }
 }
@@ -130,7 +134,9 @@ void inspect_plan(const InspectOptions& o) {
       throw Error::usage("--kv-heads ", o.n_kv_heads, " does not divide the plan's ", n_heads, " heads a layer");
     plan = SpanPlan::load(o.path, HeadShape{plan.shape().n_layers, n_heads, o.n_kv_heads});
   }
-  const std::vector<int64_t> lengths = !o.lengths.empty() ? o.lengths : !plan.info().lengths.empty() ? plan.info().lengths : std::vector<int64_t>{2048, 4096, 8192, 16384};
+  const std::vector<int64_t> lengths = !o.lengths.empty()             ? o.lengths
+                                       : !plan.info().lengths.empty() ? plan.info().lengths
+                                                                      : std::vector<int64_t>{2048, 4096, 8192, 16384};
   const Json rows = density_rows(plan, lengths, config ? &*config : nullptr, o.head_dim, kv_type_by_name(o.kv));
   Json document = {{"file", o.path},
                    {"n_layers", plan.shape().n_layers},
@@ -144,7 +150,8 @@ void inspect_plan(const InspectOptions& o) {
                    {"densities", rows}};
   if (o.heads) {
     const SpanTable table = plan.spans(lengths.back());
-    document["spans"] = {{"length", lengths.back()}, {"query_heads", table.query_head_spans}, {"kv_heads", table.kv_head_spans}};
+    document["spans"] = {
+        {"length", lengths.back()}, {"query_heads", table.query_head_spans}, {"kv_heads", table.kv_head_spans}};
   }
   if (o.json) return print(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   for (const auto& [key, value] : document.items())
@@ -158,7 +165,8 @@ void inspect_plan(const InspectOptions& o) {
 
 void inspect(const InspectOptions& o) {
   std::error_code error;
-  if (std::filesystem::is_directory(o.path, error)) throw Error::bad_input(o.path, ": this is a directory without a run of polyspan");
+  if (std::filesystem::is_directory(o.path, error))
+    throw Error::bad_input(o.path, ": this is a directory without a run of polyspan");
   if (!std::filesystem::exists(o.path, error)) throw Error::io(o.path, "there is no such file");
   if (is_gguf(o.path) || std::filesystem::path(o.path).extension() == ".gguf") return inspect_model(o);
   inspect_plan(o);
@@ -170,18 +178,23 @@ void add_inspect(CLI::App& app) {
   const auto o = std::make_shared<InspectOptions>();
   CLI::App* command = app.add_subcommand("inspect", "Show what a model or a plan is, and what its cache costs");
   command->add_option("path", o->path, "a GGUF model or a plan file")->required();
-  command->add_option("--length", o->lengths, "context lengths in tokens, comma separated")->delimiter(',')->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
+  command->add_option("--length", o->lengths, "context lengths in tokens, comma separated")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
   command->add_option("--plan", o->plan, "of a model: cache under this plan (file, uniform:DENSITY, dense)");
   command->add_option("--model", o->model, "of a plan: the model it is for (gives KV heads and bytes)");
-  command->add_option("--kv-heads", o->n_kv_heads, "of a plan: KV heads a layer, where no model is at hand")->check(CLI::PositiveNumber);
-  command->add_option("--head-dim", o->head_dim, "of a plan: dimensions of a head, where no model is at hand")->check(CLI::Range(1, 512));
+  command->add_option("--kv-heads", o->n_kv_heads, "of a plan: KV heads a layer, where no model is at hand")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--head-dim", o->head_dim, "of a plan: dimensions of a head, where no model is at hand")
+      ->check(CLI::Range(1, 512));
   command->add_option("--kv", o->kv, "element type of the cache: f16, bf16 or q8")->capture_default_str();
   command->add_flag("--heads", o->heads, "of a plan: the span of every head at the last length");
   command->add_flag("--json", o->json, "print one JSON document on standard output");
-  command->footer("Examples:\n"
-                  "  polyspan inspect model.gguf --length 8192 --plan uniform:0.25\n"
-                  "  polyspan inspect plan.json --length 4096,8192 --json\n"
-                  "  polyspan inspect plan.json --kv-heads 8 --head-dim 128 --length 16384");
+  command->footer(
+      "Examples:\n"
+      "  polyspan inspect model.gguf --length 8192 --plan uniform:0.25\n"
+      "  polyspan inspect plan.json --length 4096,8192 --json\n"
+      "  polyspan inspect plan.json --kv-heads 8 --head-dim 128 --length 16384");
   command->callback([o] { inspect(*o); });
 }
 

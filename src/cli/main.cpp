@@ -22,18 +22,20 @@ void print_error(const char* message, const char* hint = "") {
 int main(int argc, char** argv) {
   using namespace polyspan;
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of print(), not a silent death
-  CLI::App app{"polyspan: language models with an attention span for every head.\n"
-               "Runs GGUF models on the CPU; docs and examples: README.md."};
+  CLI::App app{
+      "polyspan: language models with an attention span for every head.\n"
+      "Runs GGUF models on the CPU; docs and examples: README.md."};
   app.name("polyspan");
   app.require_subcommand(1);
   app.set_version_flag("--version", "polyspan 0.1.0");
-  app.footer("Examples:\n"
-             "  polyspan run model.gguf --chat -p \"What is a span?\"\n"
-             "  polyspan run model.gguf -f document.txt --plan uniform:0.25 -n 100\n"
-             "  polyspan chat model.gguf\n"
-             "  polyspan bench model.gguf --prompt 512 --depth 0,4096 --plan uniform:0.5\n"
-             "  polyspan inspect model.gguf --length 8192\n"
-             "polyspan COMMAND --help explains a command.");
+  app.footer(
+      "Examples:\n"
+      "  polyspan run model.gguf --chat -p \"What is a span?\"\n"
+      "  polyspan run model.gguf -f document.txt --plan uniform:0.25 -n 100\n"
+      "  polyspan chat model.gguf\n"
+      "  polyspan bench model.gguf --prompt 512 --depth 0,4096 --plan uniform:0.5\n"
+      "  polyspan inspect model.gguf --length 8192\n"
+      "polyspan COMMAND --help explains a command.");
   cli::add_run(app);
   cli::add_chat(app);
   cli::add_bench(app);

@@ -22,7 +22,8 @@ struct ReportOptions {
 void measure(const ReportOptions& o, const report::RunData& run) {
   // What is not the run's model is refused before its weights are read.
   report::check_same_model(run.model, GgufFile::open(o.measure));
-  report::MeasureOptions options{.lengths = o.lengths, .n_samples = o.samples, .text = {}, .kv_type = o.kv, .seed = o.seed};
+  report::MeasureOptions options{
+      .lengths = o.lengths, .n_samples = o.samples, .text = {}, .kv_type = o.kv, .seed = o.seed};
   if (!o.text.empty()) {
     options.text = read_text_file(o.text);
   } else if (std::optional<std::string> text = default_natural_text()) {

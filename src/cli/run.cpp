@@ -21,7 +21,8 @@ struct RunOptions {
 };
 
 std::vector<TokenId> encode_prompt(const RunOptions& o, const Engine& engine, const std::string& text) {
-  if (!o.chat) return engine.tokenizer().encode(text, {.add_bos = engine.tokenizer().adds_bos(), .parse_special = true});
+  if (!o.chat)
+    return engine.tokenizer().encode(text, {.add_bos = engine.tokenizer().adds_bos(), .parse_special = true});
   std::vector<ChatMessage> messages;
   if (!o.system.empty()) messages.push_back({"system", o.system});
   messages.push_back({"user", text});
@@ -40,8 +41,8 @@ void run(RunOptions& o) {
   if (prompt.empty()) throw Error::bad_input("the prompt is empty: it has no tokens");
   const int64_t n_prompt = static_cast<int64_t>(prompt.size()), limit = engine->config().context_length;
   if (n_prompt >= (o.context > 0 ? std::min(o.context, limit) : limit))
-    throw Error::bad_input("the prompt has ", n_prompt, " tokens and the context ", o.context > 0 ? std::min(o.context, limit) : limit,
-                           "; there is no room for an answer");
+    throw Error::bad_input("the prompt has ", n_prompt, " tokens and the context ",
+                           o.context > 0 ? std::min(o.context, limit) : limit, "; there is no room for an answer");
   // The spans follow from the planned length: what was asked for with --ctx, else the prompt and the answer.
   const int64_t planned = o.context > 0 ? o.context : std::min(limit, n_prompt + std::min(o.n, limit));
   const SpanPlan plan = o.common.load_plan(engine->config());
@@ -49,10 +50,13 @@ void run(RunOptions& o) {
   o.generate.max_tokens = o.n;
   o.generate.ignore_end = o.ignore_end;
   const std::unique_ptr<Progress> progress = make_progress();
-  const GenerateResult result = generate(*engine, *sequence, prompt, o.generate, [&](std::string_view part) {
-    if (!o.common.json) print(std::string(part));
-    return true;
-  }, *progress);
+  const GenerateResult result = generate(
+      *engine, *sequence, prompt, o.generate,
+      [&](std::string_view part) {
+        if (!o.common.json) print(std::string(part));
+        return true;
+      },
+      *progress);
   if (o.common.json) {
     const nlohmann::ordered_json document = {
         {"text", result.text},
@@ -75,9 +79,11 @@ void run(RunOptions& o) {
     return;
   }
   print("\n");
-  std::fprintf(stderr, "\n%lld prompt tokens at %.0f tokens/s, %zu generated at %.0f tokens/s; cache %s (%s, density %.2f)\n",
+  std::fprintf(stderr,
+               "\n%lld prompt tokens at %.0f tokens/s, %zu generated at %.0f tokens/s; cache %s (%s, density %.2f)\n",
                static_cast<long long>(result.n_prompt_tokens), result.prefill_tokens_per_s(), result.tokens.size(),
-               result.decode_tokens_per_s(), human_bytes(sequence->cache().bytes()).c_str(), o.common.kv.c_str(), plan.density(planned));
+               result.decode_tokens_per_s(), human_bytes(sequence->cache().bytes()).c_str(), o.common.kv.c_str(),
+               plan.density(planned));
 }
 
 }  // namespace
@@ -91,14 +97,16 @@ void add_run(CLI::App& app) {
   command->add_flag("--chat", o->chat, "put the prompt into the model's chat format, as a user's message");
   command->add_option("--system", o->system, "system message (with --chat)");
   command->add_option("-n,--n-predict", o->n, "most tokens to generate")->capture_default_str();
-  command->add_option("--ctx", o->context, "planned length in tokens: fixes spans and cache (default: prompt + n)")->check(CLI::PositiveNumber);
+  command->add_option("--ctx", o->context, "planned length in tokens: fixes spans and cache (default: prompt + n)")
+      ->check(CLI::PositiveNumber);
   command->add_option("--stop", o->generate.stop, "text that ends the answer; may be given several times");
   command->add_flag("--ignore-eos", o->ignore_end, "go on after the model ends its turn");
   add_sampling(*command, o->generate.sampling);
-  command->footer("Examples:\n"
-                  "  polyspan run model.gguf --chat -p \"Name three rivers.\"\n"
-                  "  polyspan run model.gguf -p \"The capital of France is\" -n 16 --json\n"
-                  "  polyspan run model.gguf --chat -f question.txt --plan uniform:0.25 --kv q8");
+  command->footer(
+      "Examples:\n"
+      "  polyspan run model.gguf --chat -p \"Name three rivers.\"\n"
+      "  polyspan run model.gguf -p \"The capital of France is\" -n 16 --json\n"
+      "  polyspan run model.gguf --chat -f question.txt --plan uniform:0.25 --kv q8");
   command->callback([o] { run(*o); });
 }
 

@@ -137,32 +137,19 @@ using Decoder = void (*)(const Byte* block, float* out);
 
 Decoder decoder_of(DType type) {
   switch (type) {
-    case DType::kF32:
-      return decode_f32;
-    case DType::kF16:
-      return decode_f16;
-    case DType::kBF16:
-      return decode_bf16;
-    case DType::kQ4_0:
-      return decode_q4_0;
-    case DType::kQ4_1:
-      return decode_q4_1;
-    case DType::kQ5_0:
-      return decode_q5_0;
-    case DType::kQ5_1:
-      return decode_q5_1;
-    case DType::kQ8_0:
-      return decode_q8_0;
-    case DType::kQ2_K:
-      return decode_q2_k;
-    case DType::kQ3_K:
-      return decode_q3_k;
-    case DType::kQ4_K:
-      return decode_q4_k;
-    case DType::kQ5_K:
-      return decode_q5_k;
-    case DType::kQ6_K:
-      return decode_q6_k;
+    case DType::kF32: return decode_f32;
+    case DType::kF16: return decode_f16;
+    case DType::kBF16: return decode_bf16;
+    case DType::kQ4_0: return decode_q4_0;
+    case DType::kQ4_1: return decode_q4_1;
+    case DType::kQ5_0: return decode_q5_0;
+    case DType::kQ5_1: return decode_q5_1;
+    case DType::kQ8_0: return decode_q8_0;
+    case DType::kQ2_K: return decode_q2_k;
+    case DType::kQ3_K: return decode_q3_k;
+    case DType::kQ4_K: return decode_q4_k;
+    case DType::kQ5_K: return decode_q5_k;
+    case DType::kQ6_K: return decode_q6_k;
   }
   POLYSPAN_CHECK(false, "no such DType");
   return nullptr;

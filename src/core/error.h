@@ -28,17 +28,25 @@ class Error : public std::runtime_error {
   ErrorKind kind() const { return kind_; }
 
   template <typename... Parts>
-  static Error usage(const Parts&... parts) { return {ErrorKind::kUsage, join(parts...)}; }
+  static Error usage(const Parts&... parts) {
+    return {ErrorKind::kUsage, join(parts...)};
+  }
   template <typename... Parts>
   static Error bad_file(const std::filesystem::path& file, const Parts&... parts) {
     return {ErrorKind::kBadFile, join(file.string(), ": ", parts...)};
   }
   template <typename... Parts>
-  static Error bad_input(const Parts&... parts) { return {ErrorKind::kBadInput, join(parts...)}; }
+  static Error bad_input(const Parts&... parts) {
+    return {ErrorKind::kBadInput, join(parts...)};
+  }
   template <typename... Parts>
-  static Error unsupported(const Parts&... parts) { return {ErrorKind::kUnsupported, join(parts...)}; }
+  static Error unsupported(const Parts&... parts) {
+    return {ErrorKind::kUnsupported, join(parts...)};
+  }
   template <typename... Parts>
-  static Error out_of_memory(const Parts&... parts) { return {ErrorKind::kOutOfMemory, join(parts...)}; }
+  static Error out_of_memory(const Parts&... parts) {
+    return {ErrorKind::kOutOfMemory, join(parts...)};
+  }
   template <typename... Parts>
   static Error io(const std::filesystem::path& file, const Parts&... parts) {
     return {ErrorKind::kIo, join(file.string(), ": ", parts...)};

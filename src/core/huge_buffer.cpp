@@ -40,8 +40,7 @@ HugeBuffer::HugeBuffer(int64_t bytes, std::string_view what) {
   if (bytes == 0) return;
   check_memory_available(bytes, what);
   void* memory = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED)
-    throw Error::out_of_memory(what, ": the system refused ", bytes, " bytes");
+  if (memory == MAP_FAILED) throw Error::out_of_memory(what, ": the system refused ", bytes, " bytes");
   if (bytes >= kHugePageBytes) madvise(memory, static_cast<size_t>(bytes), MADV_HUGEPAGE);
   data_ = static_cast<std::byte*>(memory);
   bytes_ = bytes;

@@ -16,7 +16,8 @@ class HugeBuffer {
   // Throws Error (kOutOfMemory) naming `what`, the bytes needed and the bytes available, before taking any.
   HugeBuffer(int64_t bytes, std::string_view what);
   ~HugeBuffer();
-  HugeBuffer(HugeBuffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  HugeBuffer(HugeBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
   HugeBuffer& operator=(HugeBuffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);

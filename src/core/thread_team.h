@@ -3,8 +3,8 @@
 // A decode step of a small model is some 200 parallel sections of a few microseconds each: a task queue that sleeps and
 // wakes would cost more than the work. Workers spin for about a millisecond after the last section, then sleep.
 //
-// Items are handed out one by one, and a section waits only for workers that have taken part in it: where the machine is
-// busy and a worker does not get a core, the others do its share and go on. (Waiting for every worker made a step of
+// Items are handed out one by one, and a section waits only for workers that have taken part in it: where the machine
+// is busy and a worker does not get a core, the others do its share and go on. (Waiting for every worker made a step of
 // SmolLM2-135M beside two compilers 50 times slower: 7 tokens/s instead of 380.)
 #pragma once
 
@@ -16,8 +16,8 @@
 
 namespace polyspan {
 
-// Only one thread at a time may use a team. Bodies must not throw. What an item computes must not depend on which thread
-// does it.
+// Only one thread at a time may use a team. Bodies must not throw. What an item computes must not depend on which
+// thread does it.
 class ThreadTeam {
  public:
   // n_threads >= 1, the caller's included.
@@ -36,7 +36,8 @@ class ThreadTeam {
       for (int64_t item = 0; item < n; ++item) body(item, 0);
       return;
     }
-    run_section([](void* context, int64_t item, int thread) { (*static_cast<std::remove_reference_t<Body>*>(context))(item, thread); },
+    run_section([](void* context, int64_t item,
+                   int thread) { (*static_cast<std::remove_reference_t<Body>*>(context))(item, thread); },
                 const_cast<void*>(static_cast<const void*>(&body)), n);
   }
 
@@ -63,9 +64,9 @@ class ThreadTeam {
   void* context_ = nullptr;
   int64_t n_items_ = 0;
 
-  alignas(64) std::atomic<uint32_t> section_{0};     // counts sections: what workers wait for
-  alignas(64) std::atomic<uint32_t> open_{0};        // the section that may be joined; 0: none
-  alignas(64) std::atomic<int> n_inside_{0};         // workers that may be using function_ and context_
+  alignas(64) std::atomic<uint32_t> section_{0};  // counts sections: what workers wait for
+  alignas(64) std::atomic<uint32_t> open_{0};     // the section that may be joined; 0: none
+  alignas(64) std::atomic<int> n_inside_{0};      // workers that may be using function_ and context_
   alignas(64) std::atomic<int64_t> next_item_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;

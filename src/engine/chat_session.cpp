@@ -4,7 +4,8 @@
 
 namespace polyspan {
 
-ChatSession::ChatSession(Engine& engine, const SpanPlan& plan, int64_t planned_length, KvType type, std::optional<std::string> system)
+ChatSession::ChatSession(Engine& engine, const SpanPlan& plan, int64_t planned_length, KvType type,
+                         std::optional<std::string> system)
     : engine_(engine), system_(std::move(system)) {
   engine_.chat_format();  // throws for an unknown template before the cache is taken
   sequence_ = engine_.new_sequence(plan, planned_length, type);

@@ -13,7 +13,8 @@ class ChatSession {
  public:
   // planned_length: tokens of the whole conversation; the spans are fixed by it. Throws Error (kUnsupported) when the
   // model's chat format is not known.
-  ChatSession(Engine& engine, const SpanPlan& plan, int64_t planned_length, KvType type, std::optional<std::string> system);
+  ChatSession(Engine& engine, const SpanPlan& plan, int64_t planned_length, KvType type,
+              std::optional<std::string> system);
 
   // One turn: only the new tokens are computed. Throws Error (kBadInput) when the turn does not fit any more; the
   // conversation is then as it was before.

@@ -45,12 +45,13 @@ std::string StopMatcher::push(std::string_view text) {
 
 std::string StopMatcher::finish() { return stopped_ ? std::string() : std::exchange(held_, {}); }
 
-GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const TokenId> prompt, const GenerateOptions& options,
-                        const std::function<bool(std::string_view)>& on_text, Progress& progress) {
+GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const TokenId> prompt,
+                        const GenerateOptions& options, const std::function<bool(std::string_view)>& on_text,
+                        Progress& progress) {
   if (prompt.empty()) throw Error::bad_input("the prompt is empty");
   if (static_cast<int64_t>(prompt.size()) > sequence.room())
-    throw Error::bad_input("the prompt has ", prompt.size(), " tokens, ", sequence.n_tokens(), " are in the context already, which has room for ",
-                           sequence.cache().max_tokens());
+    throw Error::bad_input("the prompt has ", prompt.size(), " tokens, ", sequence.n_tokens(),
+                           " are in the context already, which has room for ", sequence.cache().max_tokens());
   GenerateResult result;
   result.n_prompt_tokens = static_cast<int64_t>(prompt.size());
   Sampler sampler(options.sampling);

@@ -10,7 +10,8 @@ namespace polyspan {
 
 void SamplingOptions::check() const {
   const auto within = [](const char* name, double value, double low, double high) {
-    if (!(value >= low && value <= high)) throw Error::usage(name, " is ", value, "; it must be between ", low, " and ", high);
+    if (!(value >= low && value <= high))
+      throw Error::usage(name, " is ", value, "; it must be between ", low, " and ", high);
   };
   within("temperature", temperature, 0, 100);
   within("top-k", static_cast<double>(top_k), 0, 1e9);
@@ -46,14 +47,18 @@ TokenId Sampler::sample(std::span<float> logits, std::span<const TokenId> histor
   for (size_t id = 0; id < logits.size(); ++id)
     if (!std::isnan(logits[id])) candidates_.push_back({static_cast<TokenId>(id), logits[id]});
   if (candidates_.empty()) return greedy_token(logits);
-  const size_t k = options_.top_k == 0 ? candidates_.size() : std::min(candidates_.size(), static_cast<size_t>(options_.top_k));
-  std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(k), candidates_.end(),
-                    [](const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; });
+  const size_t k =
+      options_.top_k == 0 ? candidates_.size() : std::min(candidates_.size(), static_cast<size_t>(options_.top_k));
+  std::partial_sort(
+      candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(k), candidates_.end(),
+      [](const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; });
   candidates_.resize(k);
 
   std::vector<double> weights(k);
   double total = 0;
-  for (size_t i = 0; i < k; ++i) total += weights[i] = std::exp((static_cast<double>(candidates_[i].logit) - candidates_[0].logit) / options_.temperature);
+  for (size_t i = 0; i < k; ++i)
+    total += weights[i] =
+        std::exp((static_cast<double>(candidates_[i].logit) - candidates_[0].logit) / options_.temperature);
   size_t kept = 0;
   double kept_weight = 0;
   while (kept < k && weights[kept] >= static_cast<double>(options_.min_p) * weights[0] &&

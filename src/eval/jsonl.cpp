@@ -24,9 +24,11 @@ void read_jsonl(const std::filesystem::path& path, const std::function<void(cons
     try {
       object = nlohmann::json::parse(line);
     } catch (const nlohmann::json::parse_error& error) {
-      throw Error::bad_file(path, "line ", n_line, ": no JSON at character ", error.byte, "; one object a line is wanted");
+      throw Error::bad_file(path, "line ", n_line, ": no JSON at character ", error.byte,
+                            "; one object a line is wanted");
     }
-    if (!object.is_object()) throw Error::bad_file(path, "line ", n_line, ": found JSON of type ", object.type_name(), ", wanted an object");
+    if (!object.is_object())
+      throw Error::bad_file(path, "line ", n_line, ": found JSON of type ", object.type_name(), ", wanted an object");
     try {
       visit(object, n_line);
     } catch (const Error& error) {
@@ -40,7 +42,8 @@ void read_jsonl(const std::filesystem::path& path, const std::function<void(cons
 std::string string_field(const nlohmann::json& object, const char* name) {
   const auto found = object.find(name);
   if (found == object.end()) throw Error::bad_input("the field \"", name, "\" is missing");
-  if (!found->is_string()) throw Error::bad_input("the field \"", name, "\" is of type ", found->type_name(), ", wanted a string");
+  if (!found->is_string())
+    throw Error::bad_input("the field \"", name, "\" is of type ", found->type_name(), ", wanted a string");
   return found->get<std::string>();
 }
 

@@ -16,15 +16,17 @@ struct DatasetForm {
   ScoreRule rule;
   int64_t max_new_tokens;  // the paper's
   std::string_view before, after;
-  bool chat = true;        // examples to continue and code are plain text, as in the paper
+  bool chat = true;  // examples to continue and code are plain text, as in the paper
   bool first_line = false;
 };
 
 constexpr std::string_view kReadStory = "Read the story, then answer the question in a few words.\n\n";
 constexpr std::string_view kReadArticle =
-    "Read the article, then answer the question in a phrase or a sentence. Answer \"unanswerable\" where the article does not "
+    "Read the article, then answer the question in a phrase or a sentence. Answer \"unanswerable\" where the article "
+    "does not "
     "say it, and \"yes\" or \"no\" where that is asked.\n\n";
-constexpr std::string_view kReadPassages = "Answer the question from the passages. Give the answer only, without further words.\n\n";
+constexpr std::string_view kReadPassages =
+    "Answer the question from the passages. Give the answer only, without further words.\n\n";
 constexpr std::string_view kQuestion = "\n\nQuestion: {input}\nAnswer:";
 
 constexpr DatasetForm kDatasets[] = {
@@ -34,34 +36,44 @@ constexpr DatasetForm kDatasets[] = {
     {"hotpotqa", ScoreRule::kTokenF1, 32, kReadPassages, kQuestion},
     {"2wikimqa", ScoreRule::kTokenF1, 32, kReadPassages, kQuestion},
     {"musique", ScoreRule::kTokenF1, 32, kReadPassages, kQuestion},
-    {"gov_report", ScoreRule::kRougeL, 512, "Write a summary, about one page long, of this government report.\n\n", "\n\nSummary:"},
+    {"gov_report", ScoreRule::kRougeL, 512, "Write a summary, about one page long, of this government report.\n\n",
+     "\n\nSummary:"},
     {"qmsum", ScoreRule::kRougeL, 512, "Answer the request from the transcript of a meeting, in a few sentences.\n\n",
      "\n\nRequest: {input}\nAnswer:"},
-    {"multi_news", ScoreRule::kRougeL, 512, "Write a summary, about one page long, of these news articles.\n\n", "\n\nSummary:"},
-    {"trec", ScoreRule::kClassification, 64, "Name the type of the last question, as in the examples.\n\n", "\n{input}", false, true},
-    {"triviaqa", ScoreRule::kTokenF1, 32, "Answer the last question from its passage, as in the examples, with the answer only.\n\n", "\n\n{input}",
+    {"multi_news", ScoreRule::kRougeL, 512, "Write a summary, about one page long, of these news articles.\n\n",
+     "\n\nSummary:"},
+    {"trec", ScoreRule::kClassification, 64, "Name the type of the last question, as in the examples.\n\n", "\n{input}",
      false, true},
-    {"samsum", ScoreRule::kRougeL, 128, "Sum up the last dialogue in a few short sentences, as in the examples.\n\n", "\n\n{input}", false, true},
-    {"passage_count", ScoreRule::kCount, 32, "Some of these paragraphs may be copies of others. How many different ones are there?\n\n",
+    {"triviaqa", ScoreRule::kTokenF1, 32,
+     "Answer the last question from its passage, as in the examples, with the answer only.\n\n", "\n\n{input}", false,
+     true},
+    {"samsum", ScoreRule::kRougeL, 128, "Sum up the last dialogue in a few short sentences, as in the examples.\n\n",
+     "\n\n{input}", false, true},
+    {"passage_count", ScoreRule::kCount, 32,
+     "Some of these paragraphs may be copies of others. How many different ones are there?\n\n",
      "\n\nAnswer with one number, that of the different paragraphs.\nNumber:"},
-    {"passage_retrieval_en", ScoreRule::kRetrieval, 32, "A summary follows these paragraphs. Find the paragraph that it sums up.\n\n",
+    {"passage_retrieval_en", ScoreRule::kRetrieval, 32,
+     "A summary follows these paragraphs. Find the paragraph that it sums up.\n\n",
      "\n\nSummary: {input}\n\nAnswer with the paragraph's number, as in \"Paragraph 1\".\nAnswer:"},
     {"lcc", ScoreRule::kCodeSimilarity, 64, "Write the next line of this code.\n\n", "\nNext line:\n", false},
-    {"repobench-p", ScoreRule::kCodeSimilarity, 64, "Write the next line of this code.\n\n", "{input}\nNext line:\n", false},
+    {"repobench-p", ScoreRule::kCodeSimilarity, 64, "Write the next line of this code.\n\n", "{input}\nNext line:\n",
+     false},
 };
 constexpr std::string_view kChinese[] = {"multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh"};
 
 // "qasper_e" (the sets of even length) is of the form of "qasper".
 const DatasetForm* find_form(std::string_view dataset) {
   if (dataset.ends_with("_e")) dataset.remove_suffix(2);
-  const auto found = std::find_if(std::begin(kDatasets), std::end(kDatasets), [&](const DatasetForm& form) { return form.name == dataset; });
+  const auto found = std::find_if(std::begin(kDatasets), std::end(kDatasets),
+                                  [&](const DatasetForm& form) { return form.name == dataset; });
   return found == std::end(kDatasets) ? nullptr : found;
 }
 
 void check_dataset(const std::string& dataset) {
   if (find_form(dataset) != nullptr) return;
   if (std::find(std::begin(kChinese), std::end(kChinese), dataset) != std::end(kChinese))
-    throw Error::bad_input("the data set \"", dataset, "\" is Chinese, which is not supported (its measures need a word segmenter)");
+    throw Error::bad_input("the data set \"", dataset,
+                           "\" is Chinese, which is not supported (its measures need a word segmenter)");
   std::string names;
   for (const DatasetForm& form : kDatasets) names += (names.empty() ? "" : ", ") + std::string(form.name);
   throw Error::bad_input("the data set \"", dataset.substr(0, 40), "\" is not known; there are ", names);
@@ -74,14 +86,17 @@ std::vector<std::string> strings_field(const nlohmann::json& object, const char*
   if (found->is_array())
     for (const nlohmann::json& text : *found)
       if (text.is_string()) texts.push_back(text.get<std::string>());
-  if (texts.empty() || texts.size() != found->size()) throw Error::bad_input("the field \"", name, "\" is no list of one or more strings");
+  if (texts.empty() || texts.size() != found->size())
+    throw Error::bad_input("the field \"", name, "\" is no list of one or more strings");
   return texts;
 }
 
 std::string with_input(std::string_view form, const std::string& input) {
   constexpr std::string_view kPlace = "{input}";
   const size_t at = form.find(kPlace);
-  return at == std::string_view::npos ? std::string(form) : std::string(form.substr(0, at)) + input + std::string(form.substr(at + kPlace.size()));
+  return at == std::string_view::npos
+             ? std::string(form)
+             : std::string(form.substr(0, at)) + input + std::string(form.substr(at + kPlace.size()));
 }
 
 // The frame around a prompt: chat format, or only the BOS.
@@ -116,7 +131,8 @@ std::vector<LongBenchRecord> read_longbench(const std::filesystem::path& path) {
     record.input = string_field(object, "input");
     record.context = string_field(object, "context");
     record.answers = strings_field(object, "answers");
-    if (find_form(record.dataset)->rule == ScoreRule::kClassification) record.classes = strings_field(object, "all_classes");
+    if (find_form(record.dataset)->rule == ScoreRule::kClassification)
+      record.classes = strings_field(object, "all_classes");
     records.push_back(std::move(record));
   });
   return records;
@@ -127,9 +143,11 @@ ScoreRule longbench_rule(const std::string& dataset) {
   return find_form(dataset)->rule;
 }
 
-std::vector<PromptItem> longbench_items(const Engine& engine, const std::vector<LongBenchRecord>& records, const LongBenchOptions& options) {
+std::vector<PromptItem> longbench_items(const Engine& engine, const std::vector<LongBenchRecord>& records,
+                                        const LongBenchOptions& options) {
   constexpr int64_t kLeastPrompt = 32;  // tokens of a prompt that are left at least
-  const std::vector<int64_t> lengths = options.lengths.empty() ? std::vector{engine.config().context_length} : options.lengths;
+  const std::vector<int64_t> lengths =
+      options.lengths.empty() ? std::vector{engine.config().context_length} : options.lengths;
   for (const int64_t length : lengths) check_length(engine, length);
   const Frame chat(engine, true), plain(engine, false);
   std::vector<PromptItem> items;
@@ -141,8 +159,9 @@ std::vector<PromptItem> longbench_items(const Engine& engine, const std::vector<
       const Frame& frame = form.chat ? chat : plain;
       const int64_t budget = length - form.max_new_tokens - std::ssize(frame.head) - std::ssize(frame.tail);
       if (budget < kLeastPrompt)
-        throw Error::bad_input(record.dataset, ": a context of ", length, " tokens leaves ", budget, " for the prompt beside the answer's ",
-                               form.max_new_tokens, "; at least ", kLeastPrompt, " are wanted");
+        throw Error::bad_input(record.dataset, ": a context of ", length, " tokens leaves ", budget,
+                               " for the prompt beside the answer's ", form.max_new_tokens, "; at least ", kLeastPrompt,
+                               " are wanted");
       const std::string text = std::string(form.before) + record.context + with_input(form.after, record.input);
       const std::vector<TokenId> body = cut_middle(engine.tokenizer().encode(text, {}), budget);
       PromptItem item{.tokens = frame.head,

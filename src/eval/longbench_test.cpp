@@ -25,10 +25,12 @@ std::vector<LongBenchRecord> read(const std::string& contents) {
 
 TEST(LongBench, EveryDatasetHasThePapersMeasure) {
   const std::pair<const char*, ScoreRule> cases[] = {
-      {"narrativeqa", ScoreRule::kTokenF1},     {"qasper", ScoreRule::kTokenF1},          {"multifieldqa_en", ScoreRule::kTokenF1},
-      {"hotpotqa", ScoreRule::kTokenF1},        {"2wikimqa", ScoreRule::kTokenF1},        {"musique", ScoreRule::kTokenF1},
-      {"gov_report", ScoreRule::kRougeL},       {"qmsum", ScoreRule::kRougeL},            {"multi_news", ScoreRule::kRougeL},
-      {"trec", ScoreRule::kClassification},     {"triviaqa", ScoreRule::kTokenF1},        {"samsum", ScoreRule::kRougeL},
+      {"narrativeqa", ScoreRule::kTokenF1},     {"qasper", ScoreRule::kTokenF1},
+      {"multifieldqa_en", ScoreRule::kTokenF1}, {"hotpotqa", ScoreRule::kTokenF1},
+      {"2wikimqa", ScoreRule::kTokenF1},        {"musique", ScoreRule::kTokenF1},
+      {"gov_report", ScoreRule::kRougeL},       {"qmsum", ScoreRule::kRougeL},
+      {"multi_news", ScoreRule::kRougeL},       {"trec", ScoreRule::kClassification},
+      {"triviaqa", ScoreRule::kTokenF1},        {"samsum", ScoreRule::kRougeL},
       {"passage_count", ScoreRule::kCount},     {"passage_retrieval_en", ScoreRule::kRetrieval},
       {"lcc", ScoreRule::kCodeSimilarity},      {"repobench-p", ScoreRule::kCodeSimilarity}};
   const TinyEngine tiny;
@@ -51,12 +53,14 @@ TEST(LongBench, EveryDatasetHasThePapersMeasure) {
     const bool has_input = name != "gov_report" && name != "multi_news" && name != "passage_count" && name != "lcc";
     EXPECT_EQ(count(text, "the input"), has_input ? 1 : 0);
     // Examples to continue and code are no conversation.
-    const bool is_plain = name == "trec" || name == "triviaqa" || name == "samsum" || name == "lcc" || name == "repobench-p";
+    const bool is_plain =
+        name == "trec" || name == "triviaqa" || name == "samsum" || name == "lcc" || name == "repobench-p";
     EXPECT_EQ(text.ends_with("<|im_start|>assistant\n"), !is_plain) << text;
     EXPECT_EQ(count(text, "<|im_start|>") > 0, !is_plain);
   }
   EXPECT_EQ(longbench_rule("qasper_e"), ScoreRule::kTokenF1);
-  EXPECT_EQ(longbench_items(*tiny, read(record("trec", "c")), {})[0].classes, (std::vector<std::string>{"Date", "City"}));
+  EXPECT_EQ(longbench_items(*tiny, read(record("trec", "c")), {})[0].classes,
+            (std::vector<std::string>{"Date", "City"}));
 }
 
 // A prompt that is too long keeps its beginning and its end, to the token, and as much of one as of the other.
@@ -66,7 +70,8 @@ TEST(LongBench, CutsTheMiddle) {
   const TinyEngine tiny(config);
   std::string context;
   for (int i = 0; i < 2000; ++i) context += std::to_string(i) + ";";
-  const std::vector<PromptItem> items = longbench_items(*tiny, read(record("hotpotqa", context, "Which one?")), {.lengths = {30000, 500, 501, 4096}});
+  const std::vector<PromptItem> items =
+      longbench_items(*tiny, read(record("hotpotqa", context, "Which one?")), {.lengths = {30000, 500, 501, 4096}});
   ASSERT_EQ(items.size(), 4u);
   const std::vector<TokenId>& uncut = items[0].tokens;
   EXPECT_LT(items[0].planned_length, 15000);  // its own, not the context's
@@ -78,13 +83,15 @@ TEST(LongBench, CutsTheMiddle) {
     EXPECT_EQ(std::ssize(cut), items[i].row_length - 32);
     const size_t half = frame.head.size() + (cut.size() - static_cast<size_t>(frame.size())) / 2;
     EXPECT_TRUE(std::equal(cut.begin(), cut.begin() + static_cast<std::ptrdiff_t>(half), uncut.begin())) << i;
-    EXPECT_TRUE(std::equal(cut.rbegin(), cut.rbegin() + static_cast<std::ptrdiff_t>(cut.size() - half), uncut.rbegin())) << i;
+    EXPECT_TRUE(std::equal(cut.rbegin(), cut.rbegin() + static_cast<std::ptrdiff_t>(cut.size() - half), uncut.rbegin()))
+        << i;
   }
 }
 
 TEST(LongBench, TakesTheFirstOfEachDataset) {
   const TinyEngine tiny;
-  const auto records = read(record("qasper", "one") + record("qasper", "two") + record("lcc", "three") + record("qasper", "four"));
+  const auto records =
+      read(record("qasper", "one") + record("qasper", "two") + record("lcc", "three") + record("qasper", "four"));
   EXPECT_EQ(longbench_items(*tiny, records, {}).size(), 4u);
   const std::vector<PromptItem> items = longbench_items(*tiny, records, {.lengths = {1000, 2000}, .n_samples = 1});
   ASSERT_EQ(items.size(), 4u);
@@ -106,14 +113,16 @@ TEST(LongBench, Refuses) {
       {good + R"({"dataset": "qasper", "input": "i", "context": "c", "answers": "a"})", {"line 2", "answers"}},
       {good + R"({"dataset": "qasper", "input": "i", "context": "c", "answers": ["a", 1]})", {"line 2", "answers"}},
       {good + R"({"dataset": "qasper", "input": "i", "context": 7, "answers": ["a"]})", {"line 2", "context"}},
-      {good + R"({"dataset": "trec", "input": "i", "context": "c", "answers": ["a"], "all_classes": null})", {"line 2", "all_classes"}},
+      {good + R"({"dataset": "trec", "input": "i", "context": "c", "answers": ["a"], "all_classes": null})",
+       {"line 2", "all_classes"}},
   };
   for (const auto& [contents, mentions] : cases) {
     SCOPED_TRACE(contents);
     expect_error([&, text = contents] { read(text); }, ErrorKind::kBadFile, mentions);
   }
   const TinyEngine tiny;
-  expect_error([&] { longbench_items(*tiny, read(good), {.lengths = {150}}); }, ErrorKind::kBadInput, {"qasper", "150"});
+  expect_error([&] { longbench_items(*tiny, read(good), {.lengths = {150}}); }, ErrorKind::kBadInput,
+               {"qasper", "150"});
   expect_error([&] { longbench_items(*tiny, read(good), {.lengths = {4097}}); }, ErrorKind::kBadInput, {"4097"});
 }
 

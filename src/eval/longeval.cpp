@@ -13,7 +13,9 @@ namespace {
 constexpr int64_t kAnswerTokens = 16;      // after "... is <": the number and what may follow
 constexpr int64_t kFileAnswerTokens = 48;  // a whole sentence, which may name the line first
 
-const ChatFormat* chat_format(const Engine& engine) { return engine.has_chat_format() ? &engine.chat_format() : nullptr; }
+const ChatFormat* chat_format(const Engine& engine) {
+  return engine.has_chat_format() ? &engine.chat_format() : nullptr;
+}
 
 struct Line {
   std::string name, number;
@@ -27,20 +29,26 @@ PromptItem make_item(const Engine& engine, int64_t length, uint64_t seed) {
   // A line is more than eight tokens with any tokenizer.
   const int64_t most = std::clamp<int64_t>(budget / 8, 2, DistinctValues::n_word_pairs() * 3 / 4);
   std::vector<Line> lines;
-  while (std::ssize(lines) < most) lines.push_back({values.word_pair(), values.number(static_cast<int>(random.between(4, 5)))});
+  while (std::ssize(lines) < most)
+    lines.push_back({values.word_pair(), values.number(static_cast<int>(random.between(4, 5)))});
   const double place = random.unit();
   const auto asked = [&](int64_t n) { return static_cast<size_t>(place * static_cast<double>(n)); };
   const auto tokens = [&](int64_t n) {
     const std::string& name = lines[asked(n)].name;
-    std::string text = "This is a record of lines. Each has a name and, as its <REGISTER_CONTENT>, a number. Remember the number of each line: "
-                       "afterwards I ask for one of them.\n\n";
+    std::string text =
+        "This is a record of lines. Each has a name and, as its <REGISTER_CONTENT>, a number. Remember the number of "
+        "each line: "
+        "afterwards I ask for one of them.\n\n";
     for (int64_t i = 0; i < n; ++i) text += lines[static_cast<size_t>(i)].text();
     text += "\nThe record ends here. What is the <REGISTER_CONTENT> in line " + name + "? Answer with the number.";
-    return encode_prompt(engine.tokenizer(), chat_format(engine), text, "The <REGISTER_CONTENT> in line " + name + " is <");
+    return encode_prompt(engine.tokenizer(), chat_format(engine), text,
+                         "The <REGISTER_CONTENT> in line " + name + " is <");
   };
-  const std::optional<int64_t> n = largest_fitting(2, most, budget, [&](int64_t count) { return std::ssize(tokens(count)); });
+  const std::optional<int64_t> n =
+      largest_fitting(2, most, budget, [&](int64_t count) { return std::ssize(tokens(count)); });
   if (!n)
-    throw Error::bad_input("a line-retrieval prompt of ", length, " tokens: two lines and the question need ", std::ssize(tokens(2)) + kAnswerTokens);
+    throw Error::bad_input("a line-retrieval prompt of ", length, " tokens: two lines and the question need ",
+                           std::ssize(tokens(2)) + kAnswerTokens);
   return {.tokens = tokens(*n),
           .max_new_tokens = kAnswerTokens,
           .planned_length = length,
@@ -69,7 +77,8 @@ std::vector<LongEvalRecord> read_longeval(const std::filesystem::path& path) {
     if (record.prompt.empty()) throw Error::bad_input("the prompt is empty");
     const auto number = object.find("expected_number");
     if (number == object.end()) throw Error::bad_input("the field \"expected_number\" is missing");
-    if (!number->is_number_unsigned()) throw Error::bad_input("the field \"expected_number\" is no whole number from 0 on");
+    if (!number->is_number_unsigned())
+      throw Error::bad_input("the field \"expected_number\" is no whole number from 0 on");
     record.expected_number = std::to_string(number->get<uint64_t>());
     records.push_back(std::move(record));
   });

@@ -12,7 +12,8 @@ using namespace testing_util;
 
 TEST(LongEval, PromptsAreFullAndHoldTheAnswer) {
   const TinyEngine tiny;
-  const std::vector<PromptItem> items = longeval_items(*tiny, {.lengths = {1000, 1500, 4000}, .n_samples = 4, .seed = 3});
+  const std::vector<PromptItem> items =
+      longeval_items(*tiny, {.lengths = {1000, 1500, 4000}, .n_samples = 4, .seed = 3});
   ASSERT_EQ(items.size(), 12u);
   const std::regex line("line ([a-z]+-[a-z]+): REGISTER_CONTENT is <([0-9]+)>\n");
   std::set<std::string> asked;
@@ -50,13 +51,18 @@ TEST(LongEval, FollowsTheSeed) {
 TEST(LongEval, LengthsThatCannotBeServed) {
   const TinyEngine tiny;
   for (const int64_t length : {int64_t{0}, int64_t{1}, int64_t{200}, int64_t{4097}, INT64_MAX})
-    expect_error([&] { longeval_items(*tiny, {.lengths = {1000, length}}); }, ErrorKind::kBadInput, {std::to_string(length)});
+    expect_error(
+        [&] {
+          longeval_items(*tiny, {.lengths = {1000, length}});
+        },
+        ErrorKind::kBadInput, {std::to_string(length)});
 }
 
 TEST(LongEval, ReadsThePublishedForm) {
   const TinyEngine tiny;
   const TemporaryFile file(
-      "{\"random_idx\": [\"wet-feast\", 1], \"expected_number\": 49934, \"num_lines\": 2, \"correct_line\": \"...\", \"prompt\": \"Lines:\\nline "
+      "{\"random_idx\": [\"wet-feast\", 1], \"expected_number\": 49934, \"num_lines\": 2, \"correct_line\": \"...\", "
+      "\"prompt\": \"Lines:\\nline "
       "wet-feast: "
       "REGISTER_CONTENT is <49934>\\nWhich?\"}\n"
       "\n{\"expected_number\": 7, \"prompt\": \"short\"}");
@@ -71,7 +77,9 @@ TEST(LongEval, ReadsThePublishedForm) {
   EXPECT_EQ(items[1].row_length, items[0].row_length);
   EXPECT_EQ(items[2].row_length, items[3].row_length);
   EXPECT_NE(items[0].row_length, items[2].row_length);  // a row each, though both are as long
-  EXPECT_EQ(count(tiny->tokenizer().decode(items[0].tokens), "Lines:\nline wet-feast: REGISTER_CONTENT is <49934>\nWhich?"), 1);
+  EXPECT_EQ(
+      count(tiny->tokenizer().decode(items[0].tokens), "Lines:\nline wet-feast: REGISTER_CONTENT is <49934>\nWhich?"),
+      1);
   EXPECT_EQ(score_answer(items[0].rule, "It is <49934>.", items[0].wanted), 1);
   EXPECT_EQ(longeval_file_items(*tiny, {records}, 1).size(), 1u);
   const std::vector<LongEvalRecord> too_long = {{std::string(5000, 'x'), "1"}};

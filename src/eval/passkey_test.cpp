@@ -117,7 +117,8 @@ TEST(Passkey, DefaultPromptsStay) {
   const TinyEngine tiny;
   for (const Case& c : cases) {
     const PasskeyPrompt prompt =
-        PasskeyGenerator(tiny->tokenizer(), c.has_format ? &tiny->chat_format() : nullptr, natural_text()).make(c.kind, c.n_tokens, c.seed);
+        PasskeyGenerator(tiny->tokenizer(), c.has_format ? &tiny->chat_format() : nullptr, natural_text())
+            .make(c.kind, c.n_tokens, c.seed);
     uint64_t hash = 1469598103934665603u;
     for (const TokenId token : prompt.tokens) hash = (hash ^ static_cast<uint64_t>(token)) * 1099511628211u;
     EXPECT_EQ(prompt.key, c.key);
@@ -132,23 +133,28 @@ TEST(Passkey, SeveralKeys) {
   for (const FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural})
     for (const int64_t n_keys : {2, 4, 7})
       for (uint64_t seed = 0; seed < 5; ++seed) {
-        SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << " n_keys " << n_keys << " seed " << seed);
+        SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << " n_keys " << n_keys << " seed "
+                                        << seed);
         const PasskeyPrompt prompt = generator.make(kind, 2000, seed, {.n_keys = n_keys});
         EXPECT_EQ(std::ssize(prompt.tokens), 2000 - kAnswerTokens);
         const std::string text = tiny->tokenizer().decode(prompt.tokens);
         const std::string of_name = "pass key of " + prompt.name;
-        EXPECT_EQ(count(text, "The " + of_name + " is " + prompt.key + ". Remember it. " + prompt.key + " is the " + of_name + ". "), 1);
+        EXPECT_EQ(count(text, "The " + of_name + " is " + prompt.key + ". Remember it. " + prompt.key + " is the " +
+                                  of_name + ". "),
+                  1);
         EXPECT_EQ(count(text, ". Remember it. "), n_keys);
         EXPECT_EQ(count(text, prompt.key), 2);
         EXPECT_EQ(count(text, "What is the " + of_name + "?"), 1);
         EXPECT_TRUE(text.ends_with("The " + of_name + " is ")) << text.substr(text.size() - 40);
         int64_t n_named = 0;
-        for (const std::string_view name : nouns()) n_named += count(text, "pass key of " + std::string(name) + ". ") == 1;
+        for (const std::string_view name : nouns())
+          n_named += count(text, "pass key of " + std::string(name) + ". ") == 1;
         EXPECT_EQ(n_named, n_keys);
         EXPECT_EQ(prompt.tokens, generator.make(kind, 2000, seed, {.n_keys = n_keys}).tokens);
       }
   for (const int64_t n_keys : {int64_t{-1}, int64_t{0}, PasskeyGenerator::most_keys() + 1})
-    expect_error([&] { generator.make(FillerKind::kRepeated, 2000, 1, {.n_keys = n_keys}); }, ErrorKind::kBadInput, {std::to_string(n_keys), "1 to"});
+    expect_error([&] { generator.make(FillerKind::kRepeated, 2000, 1, {.n_keys = n_keys}); }, ErrorKind::kBadInput,
+                 {std::to_string(n_keys), "1 to"});
 }
 
 // A depth moves the key and nothing else; 0 is right after the instruction, 1 right before the question.
@@ -157,7 +163,8 @@ TEST(Passkey, Depths) {
   const PasskeyGenerator generator(tiny->tokenizer(), &tiny->chat_format(), natural_text());
   for (const FillerKind kind : {FillerKind::kRepeated, FillerKind::kNatural}) {
     const PasskeyPrompt anywhere = generator.make(kind, 3000, 5);
-    const std::string needle = "The pass key is " + anywhere.key + ". Remember it. " + anywhere.key + " is the pass key. ";
+    const std::string needle =
+        "The pass key is " + anywhere.key + ". Remember it. " + anywhere.key + " is the pass key. ";
     const auto without_needle = [&](const PasskeyPrompt& prompt) {
       std::string text = tiny->tokenizer().decode(prompt.tokens);
       text.erase(text.find(needle), needle.size());
@@ -211,7 +218,8 @@ TEST(Passkey, ChecksAllLengthsFirst) {
   for (const int64_t length : {int64_t{50}, int64_t{4097}, INT64_MAX}) {
     PasskeyOptions options;
     options.lengths = {600, length};
-    expect_error([&] { passkey_items(*tiny, natural_text(), options); }, ErrorKind::kBadInput, {std::to_string(length)});
+    expect_error([&] { passkey_items(*tiny, natural_text(), options); }, ErrorKind::kBadInput,
+                 {std::to_string(length)});
   }
   PasskeyOptions options;
   options.lengths = {600};

@@ -24,7 +24,7 @@ struct PerplexityResult {
 int64_t count_windows(const Engine& engine, std::string_view text, const PerplexityOptions& options);
 
 // Throws Error (kBadInput) when the text is shorter than one window, or holds fewer windows than asked for.
-PerplexityResult perplexity(Engine& engine, std::string_view text, const SpanPlan& plan, const PerplexityOptions& options,
-                            Progress& progress = no_progress());
+PerplexityResult perplexity(Engine& engine, std::string_view text, const SpanPlan& plan,
+                            const PerplexityOptions& options, Progress& progress = no_progress());
 
 }  // namespace polyspan

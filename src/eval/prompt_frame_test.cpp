@@ -28,9 +28,11 @@ TEST(PromptFrame, HeadBodyAndTailAreThePrompt) {
 TEST(LargestFitting, IsThatOfTryingAll) {
   RandomSource random{1};
   for (int round = 0; round < 300; ++round) {
-    const int64_t least = random.between(0, 3), most = least + random.below(round < 100 ? 5 : 2000), fixed = random.below(200);
+    const int64_t least = random.between(0, 3), most = least + random.below(round < 100 ? 5 : 2000),
+                  fixed = random.below(200);
     std::vector<int64_t> sizes = {fixed};
-    for (int64_t n = 0; n < most; ++n) sizes.push_back(sizes.back() + random.between(round % 3 == 0 ? 7 : 1, round % 3 == 1 ? 40 : 7));
+    for (int64_t n = 0; n < most; ++n)
+      sizes.push_back(sizes.back() + random.between(round % 3 == 0 ? 7 : 1, round % 3 == 1 ? 40 : 7));
     const int64_t budget = random.below(sizes.back() * 5 / 4 + 2);
     std::optional<int64_t> wanted;
     for (int64_t n = least; n <= most; ++n)
@@ -47,7 +49,8 @@ TEST(LargestFitting, IsThatOfTryingAll) {
 }
 
 TEST(NaturalText, Sentences) {
-  EXPECT_EQ(split_sentences("One two.  Three\nfour! Five?\n\n six"), (std::vector<std::string>{"One two.", "Three four!", "Five?", "six"}));
+  EXPECT_EQ(split_sentences("One two.  Three\nfour! Five?\n\n six"),
+            (std::vector<std::string>{"One two.", "Three four!", "Five?", "six"}));
   EXPECT_TRUE(split_sentences(" \n\t ").empty());
   std::string endless;
   for (int i = 0; i < 1000; ++i) endless += "word ";

@@ -35,7 +35,8 @@ std::string answer(Engine& engine, Sequence& sequence, const PromptItem& item, P
     }
     return !score_is_final_at_one(item.rule) || score_answer(item.rule, output, item.wanted, item.classes) < 1;
   };
-  const GenerateResult result = generate(engine, sequence, item.tokens, {.max_tokens = item.max_new_tokens}, wants_more, progress);
+  const GenerateResult result =
+      generate(engine, sequence, item.tokens, {.max_tokens = item.max_new_tokens}, wants_more, progress);
   return item.first_line_only ? std::string(first_line(result.text)) : result.text;
 }
 
@@ -46,21 +47,25 @@ PlanAt same_plan(SpanPlan plan) {
 }
 
 PlanAt uniform_like(SpanPlan plan) {
-  return [plan = std::move(plan)](int64_t length) { return SpanPlan::uniform(plan.shape(), plan.density(length), plan.n_sink_tokens()); };
+  return [plan = std::move(plan)](int64_t length) {
+    return SpanPlan::uniform(plan.shape(), plan.density(length), plan.n_sink_tokens());
+  };
 }
 
 void check_length(const Engine& engine, int64_t length) {
   if (length < 1) throw Error::bad_input("a length of ", length, " tokens; at least 1 is needed");
   if (length > engine.config().context_length)
-    throw Error::bad_input("a length of ", length, " tokens is more than the context of ", engine.config().context_length,
-                           " that the model was trained for");
+    throw Error::bad_input("a length of ", length, " tokens is more than the context of ",
+                           engine.config().context_length, " that the model was trained for");
 }
 
 void check_items(const Engine& engine, const PlanAt& plan, std::span<const PromptItem> items, KvType type) {
   int64_t longest = 0;
   for (const PromptItem& item : items) {
-    POLYSPAN_CHECK(!item.tokens.empty() && !item.wanted.empty() && item.max_new_tokens > 0, "an item without prompt or answer");
-    POLYSPAN_CHECK(std::ssize(item.tokens) + item.max_new_tokens <= item.planned_length, "an item that does not fit its length");
+    POLYSPAN_CHECK(!item.tokens.empty() && !item.wanted.empty() && item.max_new_tokens > 0,
+                   "an item without prompt or answer");
+    POLYSPAN_CHECK(std::ssize(item.tokens) + item.max_new_tokens <= item.planned_length,
+                   "an item that does not fit its length");
     check_length(engine, item.planned_length);
     longest = std::max(longest, item.planned_length);
   }
@@ -73,7 +78,8 @@ int64_t work_tokens(std::span<const PromptItem> items) {
   return total;
 }
 
-std::vector<ItemResult> evaluate_items(Engine& engine, const PlanAt& plan, std::span<const PromptItem> items, KvType type, Progress& progress) {
+std::vector<ItemResult> evaluate_items(Engine& engine, const PlanAt& plan, std::span<const PromptItem> items,
+                                       KvType type, Progress& progress) {
   check_items(engine, plan, items, type);
   progress.start("evaluation", work_tokens(items));
   std::vector<ItemResult> results;

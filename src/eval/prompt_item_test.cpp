@@ -39,8 +39,10 @@ TEST(EvaluateItems, AnswersAreGreedyAndScored) {
   const SpanPlan plan = mixed_plan(tiny);
   std::vector<PromptItem> items;
   for (uint64_t i = 0; i < 6; ++i) {
-    PromptItem item{
-        .tokens = tiny.random_tokens(600 + static_cast<int64_t>(i), i), .max_new_tokens = 12, .planned_length = 700, .rule = ScoreRule::kTokenF1};
+    PromptItem item{.tokens = tiny.random_tokens(600 + static_cast<int64_t>(i), i),
+                    .max_new_tokens = 12,
+                    .planned_length = 700,
+                    .rule = ScoreRule::kTokenF1};
     item.row_length = i < 3 ? 700 : 800;
     item.kind = i % 2 == 0 ? "even" : "odd";
     // Half of the answers are made right beforehand.
@@ -64,7 +66,8 @@ TEST(EvaluateItems, AnswersAreGreedyAndScored) {
   EXPECT_FALSE(progress.goes_back);
 }
 
-// Generation ends early only where the score is certain: the output is then a beginning of the whole one, the score the same.
+// Generation ends early only where the score is certain: the output is then a beginning of the whole one, the score the
+// same.
 TEST(EvaluateItems, StopsOnceTheScoreIsCertain) {
   const TinyEngine tiny;
   PromptItem item{.tokens = tiny.random_tokens(100, 3), .max_new_tokens = 40, .planned_length = 140};
@@ -82,10 +85,12 @@ TEST(EvaluateItems, StopsOnceTheScoreIsCertain) {
 TEST(EvaluateItems, ChecksBeforeTheWork) {
   const TinyEngine tiny;
   std::vector<PromptItem> items(2);
-  for (PromptItem& item : items) item = {.tokens = tiny.random_tokens(10, 1), .max_new_tokens = 4, .planned_length = 20, .wanted = {"x"}};
+  for (PromptItem& item : items)
+    item = {.tokens = tiny.random_tokens(10, 1), .max_new_tokens = 4, .planned_length = 20, .wanted = {"x"}};
   items[1].planned_length = 4097;
   Record progress;
-  expect_error([&] { evaluate_items(*tiny, same_plan(tiny.dense()), items, KvType::kF16, progress); }, ErrorKind::kBadInput, {"4097", "4096"});
+  expect_error([&] { evaluate_items(*tiny, same_plan(tiny.dense()), items, KvType::kF16, progress); },
+               ErrorKind::kBadInput, {"4097", "4096"});
   EXPECT_EQ(progress.n_starts, 0);
   for (const int64_t length : {int64_t{-1}, int64_t{0}, int64_t{4097}})
     expect_error([&] { check_length(*tiny, length); }, ErrorKind::kBadInput, {std::to_string(length)});
@@ -110,8 +115,10 @@ TEST(Summary, RowsKindsAndDepths) {
   const auto item = [](int64_t length, const char* kind, std::optional<double> depth) {
     return PromptItem{.row_length = length, .kind = kind, .depth = depth};
   };
-  const std::vector<PromptItem> items = {item(100, "b", 1.0), item(100, "b", 0.0), item(100, "b", 0.0), item(100, "a", 1.0), item(50, "a", {})};
-  const std::vector<ItemResult> results = {{"", 1, 10, 0.5}, {"", 0, 20, 0.25}, {"", 0.5, 10, 0.25}, {"", 0, 10, 0.5}, {"", 1, 7, 1}};
+  const std::vector<PromptItem> items = {item(100, "b", 1.0), item(100, "b", 0.0), item(100, "b", 0.0),
+                                         item(100, "a", 1.0), item(50, "a", {})};
+  const std::vector<ItemResult> results = {
+      {"", 1, 10, 0.5}, {"", 0, 20, 0.25}, {"", 0.5, 10, 0.25}, {"", 0, 10, 0.5}, {"", 1, 7, 1}};
   const std::vector<EvalRow> rows = summarize(items, results);
   ASSERT_EQ(rows.size(), 2u);
   EXPECT_EQ(rows[0].length, 100);
@@ -135,7 +142,8 @@ TEST(Summary, RowsKindsAndDepths) {
 TEST(Summary, EffectiveContext) {
   const auto rows = [](std::vector<double> accuracies, double density) {
     std::vector<EvalRow> all;
-    for (size_t i = 0; i < accuracies.size(); ++i) all.push_back({.length = int64_t{1000} << i, .accuracy = accuracies[i], .density = density});
+    for (size_t i = 0; i < accuracies.size(); ++i)
+      all.push_back({.length = int64_t{1000} << i, .accuracy = accuracies[i], .density = density});
     return all;
   };
   const std::vector<EvalRow> dense = rows({1, 1, 0.8}, 1);
@@ -149,7 +157,8 @@ TEST(Summary, EffectiveContext) {
   context = effective_context(dense, rows({0.5, 1, 1}, 0.25));
   EXPECT_EQ(context.tokens, 0);
   EXPECT_EQ(context.times_span(), 0);
-  EXPECT_EQ(effective_context(rows({1, 0}, 1), rows({1, 0}, 0.5)).tokens, 1000);  // nothing to keep where dense finds nothing
+  EXPECT_EQ(effective_context(rows({1, 0}, 1), rows({1, 0}, 0.5)).tokens,
+            1000);  // nothing to keep where dense finds nothing
   std::vector<EvalRow> turned_dense = dense, turned = rows({0.95, 0.2, 0.8}, 0.25);  // rows in any order
   std::swap(turned_dense[0], turned_dense[2]);
   std::swap(turned[0], turned[2]);

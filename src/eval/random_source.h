@@ -26,14 +26,18 @@ class RandomSource {
   double unit() { return static_cast<double>(random_() >> 11) * 0x1.0p-53; }  // [0, 1)
 
   template <typename T>
-  const T& pick(std::span<const T> choices) { return choices[static_cast<size_t>(below(std::ssize(choices)))]; }
+  const T& pick(std::span<const T> choices) {
+    return choices[static_cast<size_t>(below(std::ssize(choices)))];
+  }
   template <typename T>
   void shuffle(std::vector<T>& values) {
-    for (int64_t i = std::ssize(values) - 1; i > 0; --i) std::swap(values[static_cast<size_t>(i)], values[static_cast<size_t>(below(i + 1))]);
+    for (int64_t i = std::ssize(values) - 1; i > 0; --i)
+      std::swap(values[static_cast<size_t>(i)], values[static_cast<size_t>(below(i + 1))]);
   }
 
  private:
-  // splitmix64's finalizer over each number in turn (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
+  // splitmix64's finalizer over each number in turn (Steele, Lea, Flood: Fast splittable pseudorandom number
+  // generators).
   static uint64_t mix(std::initializer_list<uint64_t> seeds) {
     uint64_t state = 0;
     for (uint64_t seed : seeds) {

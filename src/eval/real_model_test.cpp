@@ -105,7 +105,9 @@ TEST_F(RealModel, SlowPasskeyNeedsTheSpan) {
   options.lengths = {512, 1024};
   options.n_samples = 4;
   const std::vector<PromptItem> items = passkey_items(*engine_, generated_text(), options);
-  const auto rows = [&](double density) { return summarize(items, evaluate_items(*engine_, same_plan(plan(density)), items, KvType::kF16)); };
+  const auto rows = [&](double density) {
+    return summarize(items, evaluate_items(*engine_, same_plan(plan(density)), items, KvType::kF16));
+  };
   const std::vector<EvalRow> dense = rows(1.0), short_spans = rows(0.125);
   for (const EvalRow& row : dense)
     for (const auto& [kind, cell] : row.kinds) EXPECT_GE(cell.sum, 3) << row.length << " " << kind;
@@ -123,7 +125,8 @@ TEST_F(RealModel, SlowRulerFindsNeedles) {
   options.n_samples = 4;
   options.kinds = {"niah_single_1"};
   const std::vector<PromptItem> items = ruler_items(*engine_, generated_text(), options);
-  const std::vector<EvalRow> rows = summarize(items, evaluate_items(*engine_, same_plan(plan(1.0)), items, KvType::kF16));
+  const std::vector<EvalRow> rows =
+      summarize(items, evaluate_items(*engine_, same_plan(plan(1.0)), items, KvType::kF16));
   ASSERT_EQ(rows.size(), 1u);
   EXPECT_GE(rows[0].accuracy, 0.75);
 }

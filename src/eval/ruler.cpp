@@ -13,7 +13,8 @@ namespace {
 using namespace ruler;
 using Haystack = NeedleForm::Haystack;
 
-constexpr int64_t kNeedleTokens = 128, kVariableTokens = 30, kCommonTokens = 120, kFrequentTokens = 50, kQuestionTokens = 32;
+constexpr int64_t kNeedleTokens = 128, kVariableTokens = 30, kCommonTokens = 120, kFrequentTokens = 50,
+                  kQuestionTokens = 32;
 constexpr int64_t kSpareTokens = 8;  // beyond the answer itself, where a tokenizer needs more than the paper's room
 
 struct Kind {
@@ -23,13 +24,17 @@ struct Kind {
 };
 
 constexpr Kind kKinds[] = {
-    {"niah_single_1", kNeedleTokens, [](const Material& m) { return needle_draft(m, {.haystack = Haystack::kRepeated}); }},
+    {"niah_single_1", kNeedleTokens,
+     [](const Material& m) { return needle_draft(m, {.haystack = Haystack::kRepeated}); }},
     {"niah_single_2", kNeedleTokens, [](const Material& m) { return needle_draft(m, {}); }},
     {"niah_single_3", kNeedleTokens, [](const Material& m) { return needle_draft(m, {.uuid_values = true}); }},
     {"niah_multikey_1", kNeedleTokens, [](const Material& m) { return needle_draft(m, {.n_keys = 4}); }},
-    {"niah_multikey_2", kNeedleTokens, [](const Material& m) { return needle_draft(m, {.haystack = Haystack::kNeedles}); }},
+    {"niah_multikey_2", kNeedleTokens,
+     [](const Material& m) { return needle_draft(m, {.haystack = Haystack::kNeedles}); }},
     {"niah_multikey_3", kNeedleTokens,
-     [](const Material& m) { return needle_draft(m, {.haystack = Haystack::kNeedles, .uuid_keys = true, .uuid_values = true}); }},
+     [](const Material& m) {
+       return needle_draft(m, {.haystack = Haystack::kNeedles, .uuid_keys = true, .uuid_values = true});
+     }},
     {"niah_multivalue", kNeedleTokens, [](const Material& m) { return needle_draft(m, {.n_values = 4}); }},
     {"niah_multiquery", kNeedleTokens, [](const Material& m) { return needle_draft(m, {.n_keys = 4, .n_asked = 4}); }},
     {"vt", kVariableTokens, variable_draft},
@@ -50,7 +55,9 @@ PromptItem fit(const Engine& engine, const Kind& kind, const Material& material,
   const auto tokens = [&](int64_t n) { return encode_prompt(tokenizer, format, draft.text(n), draft.answer_start); };
   const auto size = [&](int64_t n) { return std::ssize(tokens(n)); };
   const std::optional<int64_t> n = largest_fitting(draft.least, std::max(draft.least, draft.most), budget, size);
-  if (!n) throw Error::bad_input(kind.name, ": a prompt of ", length, " tokens; the least is ", size(draft.least), " and ", room, " for the answer");
+  if (!n)
+    throw Error::bad_input(kind.name, ": a prompt of ", length, " tokens; the least is ", size(draft.least), " and ",
+                           room, " for the answer");
   PromptItem item{.tokens = tokens(*n),
                   .max_new_tokens = room,
                   .planned_length = length,
@@ -59,8 +66,8 @@ PromptItem fit(const Engine& engine, const Kind& kind, const Material& material,
                   .row_length = length,
                   .kind = std::string(kind.name)};
   if (draft.most_is_all_text && *n == draft.most && std::ssize(item.tokens) < budget * 9 / 10)
-    throw Error::bad_input(kind.name, ": all of the natural text makes a prompt of ", item.tokens.size(), " tokens, wanted about ", budget,
-                           " (--text FILE)");
+    throw Error::bad_input(kind.name, ": all of the natural text makes a prompt of ", item.tokens.size(),
+                           " tokens, wanted about ", budget, " (--text FILE)");
   return item;
 }
 
@@ -93,7 +100,9 @@ std::vector<PromptItem> ruler_items(const Engine& engine, std::string_view text,
   std::vector<PromptItem> items;
   for (const int64_t length : options.lengths)
     for (size_t k = 0; k < kNKinds; ++k) {
-      if (!options.kinds.empty() && std::find(options.kinds.begin(), options.kinds.end(), kKinds[k].name) == options.kinds.end()) continue;
+      if (!options.kinds.empty() &&
+          std::find(options.kinds.begin(), options.kinds.end(), kKinds[k].name) == options.kinds.end())
+        continue;
       for (int64_t sample = 0; sample < options.n_samples; ++sample) {
         RandomSource random{options.seed, static_cast<uint64_t>(length), k, static_cast<uint64_t>(sample)};
         items.push_back(fit(engine, kKinds[k], {random, text, sentences, length, count_tokens}, length));

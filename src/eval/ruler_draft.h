@@ -40,9 +40,9 @@ struct NeedleForm {
 
 Draft needle_draft(const Material& material, const NeedleForm& form);  // ruler_needles.cpp
 Draft variable_draft(const Material& material);
-Draft common_words_draft(const Material& material);                    // ruler_words.cpp
+Draft common_words_draft(const Material& material);  // ruler_words.cpp
 Draft frequent_words_draft(const Material& material);
-Draft one_hop_draft(const Material& material);                         // ruler_questions.cpp
+Draft one_hop_draft(const Material& material);  // ruler_questions.cpp
 Draft two_hop_draft(const Material& material);
 
 }  // namespace polyspan::ruler

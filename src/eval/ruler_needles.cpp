@@ -15,15 +15,17 @@ namespace {
 struct Haystack {
   std::vector<std::string> filler;  // cyclic where `cycles`
   bool cycles = false;
-  double start = 0;                 // share of the text that is not used, before the part that is
+  double start = 0;                                     // share of the text that is not used, before the part that is
   std::vector<std::pair<double, std::string>> needles;  // by place, 0 to 1
 
   std::string text(int64_t n) const {
-    const int64_t size = std::ssize(filler), first = cycles ? 0 : static_cast<int64_t>(start * static_cast<double>(size - n + 1));
+    const int64_t size = std::ssize(filler),
+                  first = cycles ? 0 : static_cast<int64_t>(start * static_cast<double>(size - n + 1));
     std::string out;
     size_t next = 0;
     for (int64_t i = 0; i <= n; ++i) {
-      while (next < needles.size() && std::llround(needles[next].first * static_cast<double>(n)) == i) append(out, needles[next++].second);
+      while (next < needles.size() && std::llround(needles[next].first * static_cast<double>(n)) == i)
+        append(out, needles[next++].second);
       if (i < n) append(out, filler[static_cast<size_t>((first + i) % size)]);
     }
     return out;
@@ -61,7 +63,8 @@ std::string needle(const std::string& key, const std::string& value, std::string
 Draft needle_draft(const Material& material, const NeedleForm& form) {
   RandomSource& random = material.random;
   const bool all_needles = form.haystack == NeedleForm::Haystack::kNeedles;
-  DistinctValues values(random, form.haystack == NeedleForm::Haystack::kNatural ? material.natural_text : std::string_view());
+  DistinctValues values(random,
+                        form.haystack == NeedleForm::Haystack::kNatural ? material.natural_text : std::string_view());
   const std::string_view what = form.uuid_values ? "code" : "number";
   const auto key = [&] { return form.uuid_keys ? values.uuid() : values.word_pair(); };
   const auto value = [&] { return form.uuid_values ? values.uuid() : values.number(7); };
@@ -98,9 +101,10 @@ Draft needle_draft(const Material& material, const NeedleForm& form) {
   }
   const bool several = draft.wanted.size() > 1;
   const std::string things = std::string(what) + (several ? "s" : "") + " for " + listed(asked);
-  const std::string question = std::string("What ") + (several ? "are all the" : "is the") + " secret " + things + " in the text?";
-  const std::string intro =
-      "Secret " + std::string(what) + "s are hidden in the following text. Remember them: I ask for some of them afterwards.\n\n";
+  const std::string question =
+      std::string("What ") + (several ? "are all the" : "is the") + " secret " + things + " in the text?";
+  const std::string intro = "Secret " + std::string(what) +
+                            "s are hidden in the following text. Remember them: I ask for some of them afterwards.\n\n";
   draft.text = [hay, intro, question](int64_t n) { return intro + hay->text(n) + "\n\n" + question; };
   draft.answer_start = "The secret " + things + (several ? " are " : " is ");
   return draft;
@@ -118,11 +122,13 @@ Draft variable_draft(const Material& material) {
   for (int64_t i = 0; i < kVariables; ++i) places.push_back(material.random.unit());
   std::sort(places.begin(), places.end());
   for (size_t i = 0; i < draft.wanted.size(); ++i)
-    hay->needles.emplace_back(places[i], "VAR " + draft.wanted[i] + " = " + (i == 0 ? number : "VAR " + draft.wanted[i - 1]) + ".");
+    hay->needles.emplace_back(
+        places[i], "VAR " + draft.wanted[i] + " = " + (i == 0 ? number : "VAR " + draft.wanted[i - 1]) + ".");
   draft.most = material.budget;
   draft.text = [hay, number](int64_t n) {
-    return "Assignments of variables are hidden in the following text. Follow them.\n\n" + hay->text(n) + "\n\nWhich variables have the value " +
-           number + ", directly or through another variable? There are " + std::to_string(kVariables) + ".";
+    return "Assignments of variables are hidden in the following text. Follow them.\n\n" + hay->text(n) +
+           "\n\nWhich variables have the value " + number + ", directly or through another variable? There are " +
+           std::to_string(kVariables) + ".";
   };
   draft.answer_start = "The " + std::to_string(kVariables) + " variables that have the value " + number + " are:";
   return draft;

@@ -1,5 +1,6 @@
-// Question answering over documents of invented facts: one hop ("In which town was X born?") and two ("Who founded the town where X
-// was born?"). They stand for RULER's qa_1 (SQuAD) and qa_2 (HotpotQA), whose data does not come with this program.
+// Question answering over documents of invented facts: one hop ("In which town was X born?") and two ("Who founded the
+// town where X was born?"). They stand for RULER's qa_1 (SQuAD) and qa_2 (HotpotQA), whose data does not come with this
+// program.
 #include <algorithm>
 #include <memory>
 
@@ -8,8 +9,9 @@
 namespace polyspan::ruler {
 namespace {
 
-constexpr std::string_view kFirstNames[] = {"Ada",  "Boris", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Irene", "Jonas",
-                                            "Karen", "Louis", "Maria", "Nils",  "Olga", "Peter", "Rosa",  "Simon", "Tessa", "Victor"};
+constexpr std::string_view kFirstNames[] = {"Ada",   "Boris", "Clara", "David", "Emma",  "Felix", "Grace",
+                                            "Henry", "Irene", "Jonas", "Karen", "Louis", "Maria", "Nils",
+                                            "Olga",  "Peter", "Rosa",  "Simon", "Tessa", "Victor"};
 constexpr int64_t kMostPeople = 12'000;  // each takes up to three invented names, of some 150,000
 
 // What a document says of a person; "{who}" and "{what}" are invented names.
@@ -18,11 +20,15 @@ struct FactForm {
 };
 constexpr FactForm kFacts[] = {
     {"{who} was born in the town of {what}.", "In which town was {who} born?", "{who} was born in the town of"},
-    {"{who} worked for the company {what} for many years.", "For which company did {who} work?", "{who} worked for the company"},
-    {"{who} wrote a book about the painter {what}.", "About which painter did {who} write a book?", "{who} wrote a book about the painter"},
+    {"{who} worked for the company {what} for many years.", "For which company did {who} work?",
+     "{who} worked for the company"},
+    {"{who} wrote a book about the painter {what}.", "About which painter did {who} write a book?",
+     "{who} wrote a book about the painter"},
     {"{who} climbed Mount {what} in winter.", "Which mountain did {who} climb?", "{who} climbed Mount"},
-    {"{who} sailed to the island of {what} in a small boat.", "To which island did {who} sail?", "{who} sailed to the island of"},
-    {"{who} learned music from the singer {what}.", "From which singer did {who} learn music?", "{who} learned music from the singer"},
+    {"{who} sailed to the island of {what} in a small boat.", "To which island did {who} sail?",
+     "{who} sailed to the island of"},
+    {"{who} learned music from the singer {what}.", "From which singer did {who} learn music?",
+     "{who} learned music from the singer"},
 };
 constexpr FactForm kBirth = kFacts[0];
 constexpr FactForm kFounder = {"The town of {who} was founded by {what}.", "", ""};
@@ -50,14 +56,22 @@ struct Person {
   int64_t key = 0, town_key = 0;  // the documents stand in the order of these
 };
 
-std::string about_person(const Person& p) { return fill(p.fact.sentence, p.name, p.what) + " At home there was always " + p.possession + "."; }
-std::string about_town(const Person& p) { return fill(kFounder.sentence, p.what, p.founder) + " Its market place has " + p.sight + "."; }
+std::string about_person(const Person& p) {
+  return fill(p.fact.sentence, p.name, p.what) + " At home there was always " + p.possession + ".";
+}
+std::string about_town(const Person& p) {
+  return fill(kFounder.sentence, p.what, p.founder) + " Its market place has " + p.sight + ".";
+}
 
 // The first person is the one asked about.
 std::vector<Person> make_people(RandomSource& random, int64_t n, bool two_hops) {
   DistinctValues values(random);
-  const auto person = [&] { return std::string(random.pick(std::span<const std::string_view>(kFirstNames))) + " " + values.invented_name(); };
-  const auto thing = [&] { return "one " + std::string(random.pick(adjectives())) + " " + std::string(random.pick(nouns())); };
+  const auto person = [&] {
+    return std::string(random.pick(std::span<const std::string_view>(kFirstNames))) + " " + values.invented_name();
+  };
+  const auto thing = [&] {
+    return "one " + std::string(random.pick(adjectives())) + " " + std::string(random.pick(nouns()));
+  };
   std::vector<Person> people(static_cast<size_t>(n));
   for (Person& p : people) {
     p.fact = two_hops ? kBirth : random.pick(std::span<const FactForm>(kFacts));
@@ -98,7 +112,8 @@ Draft question_draft(const Material& material, bool two_hops) {
     }
     std::sort(documents.begin(), documents.end());
     std::string out = "Answer the question at the end from these documents. Give the answer only.\n\n";
-    for (size_t i = 0; i < documents.size(); ++i) out += "Document " + std::to_string(i + 1) + ":\n" + documents[i].second + "\n\n";
+    for (size_t i = 0; i < documents.size(); ++i)
+      out += "Document " + std::to_string(i + 1) + ":\n" + documents[i].second + "\n\n";
     return out + question;
   };
   return draft;

@@ -14,11 +14,14 @@ using namespace testing_util;
 
 constexpr int64_t kLength = 4000;
 
-std::vector<PromptItem> items_of(const TinyEngine& tiny, const std::string& kind, int64_t n = 3, uint64_t seed = 1, int64_t length = kLength) {
+std::vector<PromptItem> items_of(const TinyEngine& tiny, const std::string& kind, int64_t n = 3, uint64_t seed = 1,
+                                 int64_t length = kLength) {
   return ruler_items(*tiny, natural_text(), {.lengths = {length}, .n_samples = n, .seed = seed, .kinds = {kind}});
 }
 
-std::string text_of(const TinyEngine& tiny, const PromptItem& item) { return tiny->tokenizer().decode(item.tokens, true); }
+std::string text_of(const TinyEngine& tiny, const PromptItem& item) {
+  return tiny->tokenizer().decode(item.tokens, true);
+}
 
 std::vector<std::smatch> matches(const std::string& text, const std::regex& pattern) {
   return {std::sregex_iterator(text.begin(), text.end(), pattern), {}};
@@ -43,13 +46,13 @@ TEST(Words, ValuesAreDistinctAndNotInTheText) {
   expect_error([&] { values.number(2); }, ErrorKind::kBadInput, {"text"});
   std::set<std::string> drawn;
   for (int i = 0; i < 2000; ++i) {
-    for (const std::string& value :
-         {values.number(7), values.uuid(), values.letters(5), values.coded_word(6), values.invented_name(), values.word_pair()})
+    for (const std::string& value : {values.number(7), values.uuid(), values.letters(5), values.coded_word(6),
+                                     values.invented_name(), values.word_pair()})
       EXPECT_TRUE(drawn.insert(value).second) << value;
   }
   for (const std::string& value : drawn)
-    EXPECT_TRUE(std::regex_match(
-        value, std::regex("[1-9][0-9]{6}|[0-9][0-9a-f]{7}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Z]{5}|[a-z]{6}|[A-Z][a-z]{5}|[a-z]+-[a-z]+")))
+    EXPECT_TRUE(std::regex_match(value, std::regex("[1-9][0-9]{6}|[0-9][0-9a-f]{7}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Z]{"
+                                                   "5}|[a-z]{6}|[A-Z][a-z]{5}|[a-z]+-[a-z]+")))
         << value;
 }
 
@@ -59,7 +62,8 @@ TEST(Ruler, EveryKindHasItsLength) {
   for (const std::string_view kind : ruler_kinds())
     for (const int64_t length : {3000, 4000})
       for (const PromptItem& item : items_of(tiny, std::string(kind), 3, 2, length)) {
-        SCOPED_TRACE(testing::Message() << kind << " length " << length << " prompt " << item.tokens.size() << " room " << item.max_new_tokens);
+        SCOPED_TRACE(testing::Message() << kind << " length " << length << " prompt " << item.tokens.size() << " room "
+                                        << item.max_new_tokens);
         const int64_t size = std::ssize(item.tokens) + item.max_new_tokens;
         EXPECT_LE(size, length);
         EXPECT_GT(size, length - 250);  // less than one more unit: at most two documents, a token a byte
@@ -75,7 +79,8 @@ TEST(Ruler, EveryKindFollowsTheSeed) {
   for (const std::string_view kind : ruler_kinds()) {
     SCOPED_TRACE(kind);
     const std::string name(kind);
-    const std::vector<PromptItem> items = items_of(tiny, name, 2, 1), again = items_of(tiny, name, 2, 1), other = items_of(tiny, name, 2, 2);
+    const std::vector<PromptItem> items = items_of(tiny, name, 2, 1), again = items_of(tiny, name, 2, 1),
+                                  other = items_of(tiny, name, 2, 2);
     EXPECT_EQ(items[0].tokens, again[0].tokens);
     EXPECT_EQ(items[1].tokens, again[1].tokens);
     EXPECT_NE(items[0].wanted, items[1].wanted);
@@ -112,13 +117,18 @@ TEST(Ruler, NeedlesStandOnceUnderTheirKeys) {
     const char* filler;
   };
   const Case cases[] = {
-      {"niah_single_1", 1, 1, false, false, "The grass is green."}, {"niah_single_2", 1, 1, false, false, "says nothing."},
-      {"niah_single_3", 1, 1, false, true, "says nothing."},        {"niah_multikey_1", 1, 4, false, false, "says nothing."},
-      {"niah_multikey_2", 1, 0, false, false, ""},                  {"niah_multikey_3", 1, 0, true, true, ""},
-      {"niah_multivalue", 4, 4, false, false, "says nothing."},     {"niah_multiquery", 4, 4, false, false, "says nothing."},
+      {"niah_single_1", 1, 1, false, false, "The grass is green."},
+      {"niah_single_2", 1, 1, false, false, "says nothing."},
+      {"niah_single_3", 1, 1, false, true, "says nothing."},
+      {"niah_multikey_1", 1, 4, false, false, "says nothing."},
+      {"niah_multikey_2", 1, 0, false, false, ""},
+      {"niah_multikey_3", 1, 0, true, true, ""},
+      {"niah_multivalue", 4, 4, false, false, "says nothing."},
+      {"niah_multiquery", 4, 4, false, false, "says nothing."},
   };
   const std::regex needle("One of the secret (number|code)s for ([^ ]+) is ([^ ]+)\\.");
-  const std::regex number("[1-9][0-9]{6}"), uuid("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), pair("[a-z]+-[a-z]+");
+  const std::regex number("[1-9][0-9]{6}"), uuid("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"),
+      pair("[a-z]+-[a-z]+");
   for (const Case& c : cases)
     for (const PromptItem& item : items_of(tiny, c.kind)) {
       SCOPED_TRACE(c.kind);
@@ -226,9 +236,12 @@ TEST(Ruler, QuestionsAreAnsweredByOneDocumentOrTwo) {
   for (const PromptItem& item : items_of(tiny, "qa_2", 6)) {
     const std::string text = text_of(tiny, item);
     std::smatch question, birth, founder;
-    ASSERT_TRUE(std::regex_search(text, question, std::regex("Who founded the town where ([A-Za-z]+ [A-Za-z]+) was born\\?")));
-    ASSERT_TRUE(std::regex_search(text, birth, std::regex(question[1].str() + " was born in the town of ([A-Za-z]+)\\.")));
-    ASSERT_TRUE(std::regex_search(text, founder, std::regex("The town of " + birth[1].str() + " was founded by ([A-Za-z]+ [A-Za-z]+)\\.")));
+    ASSERT_TRUE(
+        std::regex_search(text, question, std::regex("Who founded the town where ([A-Za-z]+ [A-Za-z]+) was born\\?")));
+    ASSERT_TRUE(
+        std::regex_search(text, birth, std::regex(question[1].str() + " was born in the town of ([A-Za-z]+)\\.")));
+    ASSERT_TRUE(std::regex_search(
+        text, founder, std::regex("The town of " + birth[1].str() + " was founded by ([A-Za-z]+ [A-Za-z]+)\\.")));
     EXPECT_EQ(founder[1], item.wanted.at(0));
     EXPECT_EQ(count(text, item.wanted[0]), 1);
     EXPECT_EQ(count(text, birth[1].str()), 2);
@@ -238,7 +251,9 @@ TEST(Ruler, QuestionsAreAnsweredByOneDocumentOrTwo) {
 TEST(Ruler, Refuses) {
   const TinyEngine tiny;
   const auto run = [&](std::vector<int64_t> lengths, const std::string& text, std::vector<std::string> kinds) {
-    return [&tiny, lengths, text, kinds] { ruler_items(*tiny, text, {.lengths = lengths, .n_samples = 1, .kinds = kinds}); };
+    return [&tiny, lengths, text, kinds] {
+      ruler_items(*tiny, text, {.lengths = lengths, .n_samples = 1, .kinds = kinds});
+    };
   };
   expect_error(run({2000}, natural_text(), {"vt", "niah"}), ErrorKind::kUsage, {"niah", "niah_single_1", "qa_2"});
   for (const int64_t length : {int64_t{-1}, int64_t{0}, int64_t{4097}, INT64_MAX})

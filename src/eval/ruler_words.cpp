@@ -32,7 +32,7 @@ Draft common_words_draft(const Material& material) {
   for (const auto list : {nouns(), adjectives()}) words.insert(words.end(), list.begin(), list.end());
   random.shuffle(words);
   const int64_t all_words_tokens = material.count_tokens(numbered(words)), n_words = std::ssize(words);
-  int64_t times = 10;  // that a common word stands in the list; another one a tenth of that
+  int64_t times = 10;                  // that a common word stands in the list; another one a tenth of that
   for (const int64_t more : {20, 30})  // the rest of the prompt and other words take a third
     if (material.budget * 2 / 3 >= kCommonWords * more * all_words_tokens / n_words) times = more;
   Draft draft;
@@ -49,11 +49,13 @@ Draft common_words_draft(const Material& material) {
   draft.text = [words = std::move(words), times, order](int64_t n) {
     std::vector<std::string> list;
     for (int64_t i = 0; i < kCommonWords + n; ++i)
-      list.insert(list.end(), static_cast<size_t>(i < kCommonWords ? times : times / 10), words[static_cast<size_t>(i)]);
+      list.insert(list.end(), static_cast<size_t>(i < kCommonWords ? times : times / 10),
+                  words[static_cast<size_t>(i)]);
     RandomSource shuffled{order};
     shuffled.shuffle(list);
-    return "This is a numbered list of words. Some words stand in it far more often than the others. Remember those.\n\n" + numbered(list) +
-           "\n\nWhich ten words stand in the list most often?";
+    return "This is a numbered list of words. Some words stand in it far more often than the others. Remember "
+           "those.\n\n" +
+           numbered(list) + "\n\nWhich ten words stand in the list most often?";
   };
   draft.answer_start = "The ten words that stand in the list most often are:";
   return draft;

@@ -13,7 +13,9 @@ namespace {
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-bool is_punctuation(char c) { return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') || (c >= '{' && c <= '~'); }
+bool is_punctuation(char c) {
+  return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') || (c >= '{' && c <= '~');
+}
 
 std::string lower(std::string_view text) {
   std::string out(text);
@@ -98,13 +100,16 @@ double classification(std::string_view output, std::string_view wanted, std::spa
 
 double contained_share(std::string_view output, std::span<const std::string> wanted) {
   const std::string said = lower(output);
-  const auto n = std::count_if(wanted.begin(), wanted.end(), [&](const std::string& text) { return said.find(lower(text)) != std::string::npos; });
+  const auto n = std::count_if(wanted.begin(), wanted.end(),
+                               [&](const std::string& text) { return said.find(lower(text)) != std::string::npos; });
   return static_cast<double>(n) / static_cast<double>(wanted.size());
 }
 
-double score_one(ScoreRule rule, std::string_view output, std::string_view wanted, std::span<const std::string> classes) {
+double score_one(ScoreRule rule, std::string_view output, std::string_view wanted,
+                 std::span<const std::string> classes) {
   switch (rule) {
-    case ScoreRule::kStartsWith: return output.substr(std::min(output.find_first_not_of(" \n"), output.size())).starts_with(wanted) ? 1 : 0;
+    case ScoreRule::kStartsWith:
+      return output.substr(std::min(output.find_first_not_of(" \n"), output.size())).starts_with(wanted) ? 1 : 0;
     case ScoreRule::kFirstNumber: {
       const std::vector<std::string> numbers = numbers_in(output);
       return !numbers.empty() && numbers.front() == wanted ? 1 : 0;
@@ -140,7 +145,8 @@ std::string_view score_rule_name(ScoreRule rule) {
   return "";
 }
 
-double score_answer(ScoreRule rule, std::string_view output, std::span<const std::string> wanted, std::span<const std::string> classes) {
+double score_answer(ScoreRule rule, std::string_view output, std::span<const std::string> wanted,
+                    std::span<const std::string> classes) {
   POLYSPAN_CHECK(!wanted.empty(), "a score needs an answer to compare with");
   if (rule == ScoreRule::kContainsAll) return contained_share(output, wanted);
   if (rule == ScoreRule::kContainsAny) return contained_share(output, wanted) > 0 ? 1 : 0;

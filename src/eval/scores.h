@@ -1,5 +1,6 @@
 // eval/scores.h: how an answer is scored, 0 to 1, against the answers wanted.
-// Sources: RULER (arXiv 2404.06654, section 3: recall of the wanted strings), LongBench (arXiv 2308.14508, section 3.3).
+// Sources: RULER (arXiv 2404.06654, section 3: recall of the wanted strings), LongBench (arXiv 2308.14508,
+// section 3.3).
 #pragma once
 
 #include <span>
@@ -18,12 +19,14 @@ enum class ScoreRule {
   kClassification,  // 1 / classes named, where the wanted one is among them
   kRetrieval,       // share of the output's numbers that are the number in the wanted text ("Paragraph 12")
   kCount,           // share of the output's numbers that are the wanted number
-  kCodeSimilarity,  // the best of the wanted: 2 * common subsequence / both lengths, of the first line that is code, in whole %
+  kCodeSimilarity,  // the best of the wanted: 2 * common subsequence / both lengths, of the first line that is code, in
+                    // whole %
 };
 std::string_view score_rule_name(ScoreRule rule);
 
 // `wanted`: at least one. `classes`: all class names (kClassification only).
-double score_answer(ScoreRule rule, std::string_view output, std::span<const std::string> wanted, std::span<const std::string> classes = {});
+double score_answer(ScoreRule rule, std::string_view output, std::span<const std::string> wanted,
+                    std::span<const std::string> classes = {});
 
 // Whether more output can only leave a score of 1 as it is: generation may end there.
 bool score_is_final_at_one(ScoreRule rule);

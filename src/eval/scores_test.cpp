@@ -48,11 +48,13 @@ TEST(Scores, TokenF1) {
   EXPECT_DOUBLE_EQ(token_f1("yes yes yes", "yes"), 0.5);  // each word counts as often as it stands: 2 * 1 / (3 + 1)
   EXPECT_EQ(token_f1("", "us"), 0);
   EXPECT_EQ(token_f1("the a an", "the"), 0);  // nothing left on either side
-  EXPECT_DOUBLE_EQ(score(ScoreRule::kTokenF1, "blue car", {"green", "car", "blue car door"}), 0.8);  // best: 2 * 2 / (2 + 3)
+  EXPECT_DOUBLE_EQ(score(ScoreRule::kTokenF1, "blue car", {"green", "car", "blue car door"}),
+                   0.8);  // best: 2 * 2 / (2 + 3)
 }
 
 TEST(Scores, RougeL) {
-  // Lin (2004), section 3.1: "police killed the gunman" against "police kill the gunman" has the subsequence police the gunman.
+  // Lin (2004), section 3.1: "police killed the gunman" against "police kill the gunman" has the subsequence police the
+  // gunman.
   EXPECT_DOUBLE_EQ(rouge_l("police kill the gunman", "police killed the gunman"), 0.75);
   EXPECT_DOUBLE_EQ(rouge_l("the gunman kill police", "police killed the gunman"), 0.5);
   EXPECT_DOUBLE_EQ(rouge_l("a b c d e", "b d"), 2.0 * 2 / 7);
@@ -68,7 +70,8 @@ TEST(Scores, Classification) {
   EXPECT_EQ(score(ScoreRule::kClassification, "Date", {"Country"}, classes), 0);
   EXPECT_EQ(score(ScoreRule::kClassification, "", {"Country"}, classes), 0);
   const Texts nested = {"food", "fast food", "place"};
-  EXPECT_EQ(score(ScoreRule::kClassification, "fast food", {"fast food"}, nested), 1);  // "food" is a part of the right name
+  EXPECT_EQ(score(ScoreRule::kClassification, "fast food", {"fast food"}, nested),
+            1);  // "food" is a part of the right name
   EXPECT_EQ(score(ScoreRule::kClassification, "fast food", {"food"}, nested), 0.5);
 }
 
@@ -82,9 +85,9 @@ TEST(Scores, RetrievalAndCount) {
 
 TEST(Scores, CodeSimilarity) {
   EXPECT_EQ(code_similarity("return x;", "return x;"), 1);
-  EXPECT_DOUBLE_EQ(code_similarity("abcd", "abxd"), 0.75);           // subsequence abd: 2 * 3 / 8
-  EXPECT_DOUBLE_EQ(code_similarity("abc", "abcdefg"), 0.6);          // 2 * 3 / 10
-  EXPECT_DOUBLE_EQ(code_similarity("ab", "abcd"), 0.67);             // whole per cent of 2 * 2 / 6
+  EXPECT_DOUBLE_EQ(code_similarity("abcd", "abxd"), 0.75);   // subsequence abd: 2 * 3 / 8
+  EXPECT_DOUBLE_EQ(code_similarity("abc", "abcdefg"), 0.6);  // 2 * 3 / 10
+  EXPECT_DOUBLE_EQ(code_similarity("ab", "abcd"), 0.67);     // whole per cent of 2 * 2 / 6
   EXPECT_EQ(code_similarity("```python\n# comment\n// other\n\nx = 1\ny = 2", "x = 1"), 1);
   EXPECT_EQ(code_similarity("# only a comment", "x"), 0);
   EXPECT_EQ(code_similarity("", "x"), 0);
@@ -94,7 +97,8 @@ TEST(Scores, AFinalOneStaysOne) {
   // What score_is_final_at_one says, on outputs that go on.
   for (const ScoreRule rule : {ScoreRule::kStartsWith, ScoreRule::kContainsAll, ScoreRule::kContainsAny}) {
     EXPECT_TRUE(score_is_final_at_one(rule));
-    for (const char* more : {"", "1", " 99", "\nand so on"}) EXPECT_EQ(score(rule, "42" + std::string(more), {"42"}), 1) << more;
+    for (const char* more : {"", "1", " 99", "\nand so on"})
+      EXPECT_EQ(score(rule, "42" + std::string(more), {"42"}), 1) << more;
   }
   EXPECT_FALSE(score_is_final_at_one(ScoreRule::kFirstNumber));
   EXPECT_EQ(score(ScoreRule::kFirstNumber, "42", {"42"}), 1);

@@ -21,7 +21,8 @@ std::vector<EvalRow> summarize(std::span<const PromptItem> items, std::span<cons
   POLYSPAN_CHECK(items.size() == results.size(), "one result an item");
   std::vector<EvalRow> rows;
   for (size_t i = 0; i < items.size(); ++i) {
-    auto row = std::find_if(rows.begin(), rows.end(), [&](const EvalRow& r) { return r.length == items[i].row_length; });
+    auto row =
+        std::find_if(rows.begin(), rows.end(), [&](const EvalRow& r) { return r.length == items[i].row_length; });
     if (row == rows.end()) {
       rows.push_back({.length = items[i].row_length});
       row = rows.end() - 1;
@@ -34,7 +35,8 @@ std::vector<EvalRow> summarize(std::span<const PromptItem> items, std::span<cons
   }
   for (EvalRow& row : rows) {
     row.density /= static_cast<double>(row.n);
-    for (const auto& [kind, scores] : row.kinds) row.accuracy += scores.accuracy() / static_cast<double>(row.kinds.size());
+    for (const auto& [kind, scores] : row.kinds)
+      row.accuracy += scores.accuracy() / static_cast<double>(row.kinds.size());
     std::sort(row.depths.begin(), row.depths.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   }
   return rows;

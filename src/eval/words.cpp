@@ -6,27 +6,30 @@ namespace polyspan {
 namespace {
 
 constexpr std::string_view kAdjectives[] = {
-    "amber",  "ancient", "autumn",  "bitter",  "blank",   "blue",    "bold",    "brave",   "brief",   "bright",  "broad",   "brown",
-    "calm",   "careful", "cheap",   "clean",   "clever",  "cold",    "common",  "cool",    "curious", "damp",    "dark",    "deep",
-    "distant", "double", "dry",     "eager",   "early",   "eastern", "easy",    "empty",   "exact",   "faint",   "famous",  "fancy",
-    "fast",   "final",   "firm",    "flat",    "fresh",   "gentle",  "giant",   "golden",  "grand",   "gray",    "green",   "happy",
-    "hard",   "heavy",   "hidden",  "hollow",  "honest",  "humble",  "idle",    "inner",   "jolly",   "keen",    "kind",    "large",
-    "late",   "lazy",    "light",   "little",  "lonely",  "long",    "loud",    "lucky",   "mild",    "modern",  "narrow",  "neat",
-    "noble",  "odd",     "old",     "orange",  "pale",    "patient", "plain",   "polite",  "proud",   "purple",  "quick",   "quiet",
-    "rapid",  "rare",    "red",     "rough",   "round",   "royal",   "secret",  "sharp",   "shy",     "silent",  "simple",  "slow"};
+    "amber",   "ancient", "autumn",  "bitter", "blank",  "blue",   "bold",   "brave",   "brief",  "bright",  "broad",
+    "brown",   "calm",    "careful", "cheap",  "clean",  "clever", "cold",   "common",  "cool",   "curious", "damp",
+    "dark",    "deep",    "distant", "double", "dry",    "eager",  "early",  "eastern", "easy",   "empty",   "exact",
+    "faint",   "famous",  "fancy",   "fast",   "final",  "firm",   "flat",   "fresh",   "gentle", "giant",   "golden",
+    "grand",   "gray",    "green",   "happy",  "hard",   "heavy",  "hidden", "hollow",  "honest", "humble",  "idle",
+    "inner",   "jolly",   "keen",    "kind",   "large",  "late",   "lazy",   "light",   "little", "lonely",  "long",
+    "loud",    "lucky",   "mild",    "modern", "narrow", "neat",   "noble",  "odd",     "old",    "orange",  "pale",
+    "patient", "plain",   "polite",  "proud",  "purple", "quick",  "quiet",  "rapid",   "rare",   "red",     "rough",
+    "round",   "royal",   "secret",  "sharp",  "shy",    "silent", "simple", "slow"};
 constexpr std::string_view kNouns[] = {
-    "anchor", "apple",   "arrow",   "badge",   "basket",  "beach",   "bell",    "bench",   "bird",    "blanket", "boat",    "bottle",
-    "branch", "bridge",  "brush",   "bucket",  "button",  "cabin",   "camera",  "candle",  "canyon",  "carpet",  "castle",  "chair",
-    "cherry", "circle",  "clock",   "cloud",   "coast",   "copper",  "corner",  "cotton",  "desert",  "diamond", "doctor",  "dragon",
-    "drum",   "eagle",   "engine",  "farmer",  "feather", "field",   "flower",  "forest",  "fountain", "garden", "glove",   "guitar",
-    "hammer", "harbor",  "hill",    "horse",   "island",  "jacket",  "kettle",  "kitchen", "ladder",  "lake",    "lantern", "lemon",
-    "letter", "library", "lion",    "market",  "meadow",  "mirror",  "monkey",  "mountain", "museum", "needle",  "ocean",   "onion",
-    "painter", "paper",  "pepper",  "piano",   "pillow",  "pilot",   "planet",  "pocket",  "potato",  "rabbit",  "river",   "rocket",
-    "saddle", "school",  "shadow",  "ship",    "silver",  "spoon",   "station", "stone",   "table",   "temple",  "tiger",   "tower"};
+    "anchor",  "apple",   "arrow",   "badge",   "basket",   "beach",   "bell",   "bench",    "bird",    "blanket",
+    "boat",    "bottle",  "branch",  "bridge",  "brush",    "bucket",  "button", "cabin",    "camera",  "candle",
+    "canyon",  "carpet",  "castle",  "chair",   "cherry",   "circle",  "clock",  "cloud",    "coast",   "copper",
+    "corner",  "cotton",  "desert",  "diamond", "doctor",   "dragon",  "drum",   "eagle",    "engine",  "farmer",
+    "feather", "field",   "flower",  "forest",  "fountain", "garden",  "glove",  "guitar",   "hammer",  "harbor",
+    "hill",    "horse",   "island",  "jacket",  "kettle",   "kitchen", "ladder", "lake",     "lantern", "lemon",
+    "letter",  "library", "lion",    "market",  "meadow",   "mirror",  "monkey", "mountain", "museum",  "needle",
+    "ocean",   "onion",   "painter", "paper",   "pepper",   "piano",   "pillow", "pilot",    "planet",  "pocket",
+    "potato",  "rabbit",  "river",   "rocket",  "saddle",   "school",  "shadow", "ship",     "silver",  "spoon",
+    "station", "stone",   "table",   "temple",  "tiger",    "tower"};
 constexpr std::string_view kSyllables[] = {
-    "ba", "be", "bi", "bo", "da", "de", "di", "do", "fa", "fe", "fi", "fo", "ga", "go", "ka", "ke", "ki", "ko", "la", "le", "li", "lo",
-    "ma", "me", "mi", "mo", "na", "ne", "ni", "no", "pa", "pe", "pi", "po", "ra", "re", "ri", "ro", "sa", "se", "si", "so", "ta", "te",
-    "ti", "to", "va", "ve", "vi", "vo", "za", "ze", "zi", "zo"};
+    "ba", "be", "bi", "bo", "da", "de", "di", "do", "fa", "fe", "fi", "fo", "ga", "go", "ka", "ke", "ki", "ko",
+    "la", "le", "li", "lo", "ma", "me", "mi", "mo", "na", "ne", "ni", "no", "pa", "pe", "pi", "po", "ra", "re",
+    "ri", "ro", "sa", "se", "si", "so", "ta", "te", "ti", "to", "va", "ve", "vi", "vo", "za", "ze", "zi", "zo"};
 
 }  // namespace
 
@@ -56,8 +59,10 @@ std::string DistinctValues::uuid() {
   return draw([&] {
     std::string text;
     for (int i = 0; i < 36; ++i) {
-      if (i == 8 || i == 13 || i == 18 || i == 23) text += '-';
-      else text += "0123456789abcdef"[random_.below(i == 0 ? 10 : 16)];
+      if (i == 8 || i == 13 || i == 18 || i == 23)
+        text += '-';
+      else
+        text += "0123456789abcdef"[random_.below(i == 0 ? 10 : 16)];
     }
     return text;
   });

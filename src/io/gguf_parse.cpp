@@ -91,66 +91,40 @@ GgufValue read_array(GgufCursor& cursor, ArrayBudget& budget) {
   if (budget.n_elements > kMaxArrayElements)
     cursor.fail("found arrays of ", budget.n_elements, " elements so far, wanted at most ", kMaxArrayElements);
   switch (type) {
-    case kU8:
-      return read_integers<uint8_t>(cursor, length);
-    case kI8:
-      return read_integers<int8_t>(cursor, length);
-    case kU16:
-      return read_integers<uint16_t>(cursor, length);
-    case kI16:
-      return read_integers<int16_t>(cursor, length);
-    case kU32:
-      return read_integers<uint32_t>(cursor, length);
-    case kI32:
-      return read_integers<int32_t>(cursor, length);
-    case kU64:
-      return read_integers<uint64_t>(cursor, length);
-    case kI64:
-      return read_integers<int64_t>(cursor, length);
-    case kF32:
-      return read_floats<float>(cursor, length);
-    case kF64:
-      return read_floats<double>(cursor, length);
-    case kBool:
-      return read_elements<bool>(cursor, length, 1, read_bool);
+    case kU8: return read_integers<uint8_t>(cursor, length);
+    case kI8: return read_integers<int8_t>(cursor, length);
+    case kU16: return read_integers<uint16_t>(cursor, length);
+    case kI16: return read_integers<int16_t>(cursor, length);
+    case kU32: return read_integers<uint32_t>(cursor, length);
+    case kI32: return read_integers<int32_t>(cursor, length);
+    case kU64: return read_integers<uint64_t>(cursor, length);
+    case kI64: return read_integers<int64_t>(cursor, length);
+    case kF32: return read_floats<float>(cursor, length);
+    case kF64: return read_floats<double>(cursor, length);
+    case kBool: return read_elements<bool>(cursor, length, 1, read_bool);
     case kString:  // every string has at least its length
       return read_elements<std::string_view>(cursor, length, 8, [](GgufCursor& c) { return c.read_string(); });
-    default:
-      cursor.fail("found an array of value type ", type, ", wanted a type of 0 to 12");
+    default: cursor.fail("found an array of value type ", type, ", wanted a type of 0 to 12");
   }
 }
 
 GgufValue read_value(GgufCursor& cursor, ArrayBudget& budget) {
   const uint32_t type = cursor.read<uint32_t>();
   switch (type) {
-    case kU8:
-      return uint64_t{cursor.read<uint8_t>()};
-    case kU16:
-      return uint64_t{cursor.read<uint16_t>()};
-    case kU32:
-      return uint64_t{cursor.read<uint32_t>()};
-    case kU64:
-      return cursor.read<uint64_t>();
-    case kI8:
-      return int64_t{cursor.read<int8_t>()};
-    case kI16:
-      return int64_t{cursor.read<int16_t>()};
-    case kI32:
-      return int64_t{cursor.read<int32_t>()};
-    case kI64:
-      return cursor.read<int64_t>();
-    case kF32:
-      return double{cursor.read<float>()};
-    case kF64:
-      return cursor.read<double>();
-    case kBool:
-      return read_bool(cursor);
-    case kString:
-      return cursor.read_string();
-    case kArray:
-      return read_array(cursor, budget);
-    default:
-      cursor.fail("found value type ", type, ", wanted a type of 0 to 12");
+    case kU8: return uint64_t{cursor.read<uint8_t>()};
+    case kU16: return uint64_t{cursor.read<uint16_t>()};
+    case kU32: return uint64_t{cursor.read<uint32_t>()};
+    case kU64: return cursor.read<uint64_t>();
+    case kI8: return int64_t{cursor.read<int8_t>()};
+    case kI16: return int64_t{cursor.read<int16_t>()};
+    case kI32: return int64_t{cursor.read<int32_t>()};
+    case kI64: return cursor.read<int64_t>();
+    case kF32: return double{cursor.read<float>()};
+    case kF64: return cursor.read<double>();
+    case kBool: return read_bool(cursor);
+    case kString: return cursor.read_string();
+    case kArray: return read_array(cursor, budget);
+    default: cursor.fail("found value type ", type, ", wanted a type of 0 to 12");
   }
 }
 

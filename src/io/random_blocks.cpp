@@ -103,8 +103,7 @@ void set_scales(DType type, float deviation, RandomBits& random, Byte* block) {
       return store_f16(block + 208, block_scale(random, deviation / (uniform_deviation(6) * uniform_deviation(8))));
     case DType::kF32:
     case DType::kF16:
-    case DType::kBF16:
-      break;  // no blocks
+    case DType::kBF16: break;  // no blocks
   }
   POLYSPAN_CHECK(false, "no block format");
 }

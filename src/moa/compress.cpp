@@ -33,7 +33,12 @@ class Stopwatch {
 class Compressor {
  public:
   Compressor(Engine& engine, RunDirectory& run, const CompressOptions& options, Progress& progress)
-      : engine_(engine), run_(run), options_(options), progress_(progress), samples_(run, engine, options), stage_(run, engine, options, samples_, progress) {
+      : engine_(engine),
+        run_(run),
+        options_(options),
+        progress_(progress),
+        samples_(run, engine, options),
+        stage_(run, engine, options, samples_, progress) {
     lengths_ = options.lengths;
     lengths_.insert(lengths_.end(), options.extend.begin(), options.extend.end());
     std::sort(lengths_.begin(), lengths_.end());
@@ -52,12 +57,13 @@ class Compressor {
     info.created_by = "polyspan compress";
     info.lengths = options_.lengths;
     double under_seconds = 0;
-    SearchStage search(options_, engine_.config().head_shape(), info, dense,
-                       [&](const SpanPlan& plan, const std::string& name, int64_t length) {
-                         const Stopwatch watch(under_seconds);
-                         return stage_.under(plan, name, length);
-                       },
-                       run_, progress_);
+    SearchStage search(
+        options_, engine_.config().head_shape(), info, dense,
+        [&](const SpanPlan& plan, const std::string& name, int64_t length) {
+          const Stopwatch watch(under_seconds);
+          return stage_.under(plan, name, length);
+        },
+        run_, progress_);
     std::vector<double> densities = options_.densities;
     std::sort(densities.rbegin(), densities.rend());
     std::vector<CompressedPlan> plans;
@@ -94,7 +100,8 @@ class Compressor {
     }
     const OrderedJson before = run_.read_json("run.json");
     if (before.contains("model") && before["model"].value("fingerprint", "") != description_["model"]["fingerprint"])
-      throw Error::bad_input(run_.folder().string(), ": this run is of the model ", before["model"].value("file", "?"), ", not of ", description_["model"]["file"].get<std::string>(),
+      throw Error::bad_input(run_.folder().string(), ": this run is of the model ", before["model"].value("file", "?"),
+                             ", not of ", description_["model"]["file"].get<std::string>(),
                              "; use another folder, or that model");
     run_.log("resumed");
   }
@@ -104,11 +111,13 @@ class Compressor {
     if (!validation_.empty()) return validation_;
     const std::string file = "validation/dense.json";
     const int64_t length = options_.validation_length();
-    OrderedJson known = run_.has(file) ? run_.read_json(file) : OrderedJson{{"length", length}, {"samples", OrderedJson::object()}};
+    OrderedJson known =
+        run_.has(file) ? run_.read_json(file) : OrderedJson{{"length", length}, {"samples", OrderedJson::object()}};
     const SpanPlan dense = SpanPlan::dense(engine_.config().head_shape());
     std::vector<int64_t> next(samples_.kinds().size(), 0);
     progress_.start("the dense model on held-out samples", options_.validation_samples);
-    for (int64_t tried = 0; std::ssize(validation_) < options_.validation_samples && tried < 4 * options_.validation_samples; ++tried) {
+    for (int64_t tried = 0;
+         std::ssize(validation_) < options_.validation_samples && tried < 4 * options_.validation_samples; ++tried) {
       const size_t kind = static_cast<size_t>(tried) % samples_.kinds().size();
       const CalibrationSample& sample = samples_.get("validation", samples_.kinds()[kind], length, next[kind]++);
       OrderedJson& entry = known["samples"][sample.id];
@@ -119,19 +128,23 @@ class Compressor {
         if (counted) {
           std::vector<TargetScore> of_counted;
           for (size_t i = 0; i < scores.size(); ++i)
-            if (std::binary_search(counted->begin(), counted->end(), sample.targets[i])) of_counted.push_back(scores[i]);
+            if (std::binary_search(counted->begin(), counted->end(), sample.targets[i]))
+              of_counted.push_back(scores[i]);
           entry["targets"] = *counted;
           entry["loss"] = mean_loss(of_counted);
         }
         run_.write_json(file, known);
       }
-      if (entry["accepted"].get<bool>()) validation_.push_back({&sample, entry["targets"].get<std::vector<int64_t>>(), entry["loss"].get<double>()});
+      if (entry["accepted"].get<bool>())
+        validation_.push_back({&sample, entry["targets"].get<std::vector<int64_t>>(), entry["loss"].get<double>()});
       progress_.update(std::ssize(validation_));
     }
     progress_.finish();
     if (validation_.empty())
-      throw Error::bad_input("no held-out sample of ", length, " tokens is answered rightly by the dense model, so no plan can be chosen; the candidates are in ",
-                             run_.path("candidates").string());
+      throw Error::bad_input(
+          "no held-out sample of ", length,
+          " tokens is answered rightly by the dense model, so no plan can be chosen; the candidates are in ",
+          run_.path("candidates").string());
     return validation_;
   }
 
@@ -139,28 +152,35 @@ class Compressor {
     const std::vector<ValidationSample>& samples = validation_samples();
     const std::vector<ValidationRow> rows = validate(engine_, candidates, samples, progress_);
     double dense_loss = 0;
-    for (const ValidationSample& sample : samples) dense_loss += sample.dense_loss / static_cast<double>(samples.size());
+    for (const ValidationSample& sample : samples)
+      dense_loss += sample.dense_loss / static_cast<double>(samples.size());
     // The plan that the search ends with wins unless another is better by more than what a few samples' noise makes.
     constexpr double kTie = 0.02;
-    const auto annealed = std::find_if(rows.begin(), rows.end(), [&](const ValidationRow& row) { return row.name == candidates[0].name; });
-    const ValidationRow& winner = annealed->stopped.empty() && annealed->loss <= rows[0].loss + kTie ? *annealed : rows[0];
+    const auto annealed = std::find_if(rows.begin(), rows.end(),
+                                       [&](const ValidationRow& row) { return row.name == candidates[0].name; });
+    const ValidationRow& winner =
+        annealed->stopped.empty() && annealed->loss <= rows[0].loss + kTie ? *annealed : rows[0];
     std::ostringstream why;
     why.precision(3);
-    why << (winner.name == rows[0].name ? "the least loss" : "close to the least loss") << " above dense on " << winner.n_samples << " held-out samples of "
-        << options_.validation_length() << " tokens: " << winner.loss;
+    why << (winner.name == rows[0].name ? "the least loss" : "close to the least loss") << " above dense on "
+        << winner.n_samples << " held-out samples of " << options_.validation_length() << " tokens: " << winner.loss;
     for (const ValidationRow& row : rows)
       if (row.name == "uniform") why << "; uniform " << row.loss << (row.stopped.empty() ? "" : ", left early");
     OrderedJson row_json = OrderedJson::array();
     for (const ValidationRow& row : rows) {
-      const auto named = std::find_if(candidates.begin(), candidates.end(), [&](const NamedPlan& c) { return c.name == row.name; });
+      const auto named =
+          std::find_if(candidates.begin(), candidates.end(), [&](const NamedPlan& c) { return c.name == row.name; });
       OrderedJson densities = OrderedJson::array();
-      for (const int64_t length : lengths_) densities.push_back({{"length", length}, {"density", named->plan.density(length)}});
+      for (const int64_t length : lengths_)
+        densities.push_back({{"length", length}, {"density", named->plan.density(length)}});
       row_json.push_back({{"name", row.name},
                           {"loss", dense_loss + row.loss},
                           {"loss_above_dense", row.loss},
                           {"n_samples", row.n_samples},
                           {"stopped", row.stopped.empty() ? OrderedJson() : OrderedJson(row.stopped)},
-                          {"right", row.n_targets == 0 ? OrderedJson() : OrderedJson(static_cast<double>(row.n_right) / static_cast<double>(row.n_targets))},
+                          {"right", row.n_targets == 0 ? OrderedJson()
+                                                       : OrderedJson(static_cast<double>(row.n_right) /
+                                                                     static_cast<double>(row.n_targets))},
                           {"densities", densities}});
     }
     run_.write_json(file, {{"density", density},
@@ -183,11 +203,14 @@ class Compressor {
       if (row["name"] == result.winner) result.loss = row["loss_above_dense"].get<double>();
       if (row["name"] == "uniform") result.uniform_loss = row["loss_above_dense"].get<double>();
     }
-    const auto found = std::find_if(candidates.begin(), candidates.end(), [&](const NamedPlan& c) { return c.name == result.winner; });
-    if (found == candidates.end()) throw Error::bad_file(run_.path(file), "the winner \"", result.winner, "\" is none of the candidates");
+    const auto found =
+        std::find_if(candidates.begin(), candidates.end(), [&](const NamedPlan& c) { return c.name == result.winner; });
+    if (found == candidates.end())
+      throw Error::bad_file(run_.path(file), "the winner \"", result.winner, "\" is none of the candidates");
     result.file = run_.path("plans/" + name + ".json");
     std::filesystem::create_directories(result.file.parent_path());
-    SpanPlan::load(run_.path("candidates/" + name + "/" + result.winner + ".json"), engine_.config().head_shape()).save(result.file);
+    SpanPlan::load(run_.path("candidates/" + name + "/" + result.winner + ".json"), engine_.config().head_shape())
+        .save(result.file);
     for (const int64_t length : lengths_) result.densities.emplace_back(length, found->plan.density(length));
     run_.log("density " + name + ": " + result.winner + " wins; " + result.why);
     return result;
@@ -207,7 +230,8 @@ class Compressor {
 
 }  // namespace
 
-std::vector<CompressedPlan> compress(Engine& engine, RunDirectory& run, const CompressOptions& options, Progress& progress) {
+std::vector<CompressedPlan> compress(Engine& engine, RunDirectory& run, const CompressOptions& options,
+                                     Progress& progress) {
   options.check();
   options.check_model(engine.config());
   return Compressor(engine, run, options, progress).run();

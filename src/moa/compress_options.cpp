@@ -20,12 +20,14 @@ void read(const nlohmann::ordered_json& json, const std::filesystem::path& file,
   try {
     value = found->template get<T>();
   } catch (const nlohmann::json::exception&) {
-    throw Error::bad_file(file, "options: field \"", name, "\" holds ", found->type_name(), ", which is not what belongs there");
+    throw Error::bad_file(file, "options: field \"", name, "\" holds ", found->type_name(),
+                          ", which is not what belongs there");
   }
 }
 
 void check_count(const char* option, int64_t value, int64_t least) {
-  if (value < least || value > kMostSamples) throw Error::usage(option, " is ", value, "; it must be between ", least, " and ", kMostSamples);
+  if (value < least || value > kMostSamples)
+    throw Error::usage(option, " is ", value, "; it must be between ", least, " and ", kMostSamples);
 }
 
 void check_kind(const char* option, const std::string& kind) {
@@ -52,13 +54,16 @@ void CompressOptions::check() const {
   if (densities.empty()) throw Error::usage("--density names no density");
   std::set<double> seen;
   for (const double density : densities) {
-    if (!(density > 0 && density < 1)) throw Error::usage("--density ", density, "; a density lies between 0 and 1 (1 would be the dense model)");
+    if (!(density > 0 && density < 1))
+      throw Error::usage("--density ", density, "; a density lies between 0 and 1 (1 would be the dense model)");
     if (!seen.insert(density).second) throw Error::usage("--density names ", density, " twice");
   }
   std::set<int64_t> all;
   for (const auto* part : {&lengths, &extend})
     for (const int64_t length : *part) {
-      if (length < 4 * kBlockTokens) throw Error::usage("a length of ", length, " tokens; at least ", 4 * kBlockTokens, " are needed: the smallest span is ", kBlockTokens);
+      if (length < 4 * kBlockTokens)
+        throw Error::usage("a length of ", length, " tokens; at least ", 4 * kBlockTokens,
+                           " are needed: the smallest span is ", kBlockTokens);
       if (!all.insert(length).second) throw Error::usage("--lengths and --extend name ", length, " twice");
     }
   if (lengths.empty()) throw Error::usage("--lengths names no length");
@@ -66,13 +71,15 @@ void CompressOptions::check() const {
     if (length < *std::max_element(lengths.begin(), lengths.end()))
       throw Error::usage("--extend ", length, " is shorter than the longest of --lengths; add it there");
   for (const std::string& kind : kinds) check_kind("--kinds", kind);
-  if (std::find(kinds.begin(), kinds.end(), "document") != kinds.end() && documents.empty()) throw Error::usage("--kinds document needs --documents FILE");
+  if (std::find(kinds.begin(), kinds.end(), "document") != kinds.end() && documents.empty())
+    throw Error::usage("--kinds document needs --documents FILE");
   check_count("--samples", samples, 1);
   check_count("--steps", steps, 0);
   check_count("--step-samples", step_samples, 1);
   for (const auto& [kind, weight] : weights) {
     check_kind("--weights", kind);
-    if (!(weight >= 0 && weight <= 1000)) throw Error::usage("--weights: ", kind, " has ", weight, "; a weight lies between 0 and 1000");
+    if (!(weight >= 0 && weight <= 1000))
+      throw Error::usage("--weights: ", kind, " has ", weight, "; a weight lies between 0 and 1000");
   }
   check_count("--validation-samples", validation_samples, 1);
 }
@@ -81,7 +88,8 @@ void CompressOptions::check_model(const ModelConfig& config) const {
   for (const auto* part : {&lengths, &extend})
     for (const int64_t length : *part)
       if (length > config.context_length)
-        throw Error::bad_input("a length of ", length, " tokens is more than the context of ", config.context_length, " that the model was trained for; choose --lengths and --extend within it");
+        throw Error::bad_input("a length of ", length, " tokens is more than the context of ", config.context_length,
+                               " that the model was trained for; choose --lengths and --extend within it");
 }
 
 nlohmann::ordered_json CompressOptions::to_json() const {
@@ -106,11 +114,14 @@ nlohmann::ordered_json CompressOptions::to_json() const {
 CompressOptions CompressOptions::from_json(const nlohmann::ordered_json& json, const std::filesystem::path& file) {
   CompressOptions o;
   std::string influence_text, loss_text;
-  read(json, file, "densities", o.densities), read(json, file, "lengths", o.lengths), read(json, file, "extend", o.extend);
+  read(json, file, "densities", o.densities), read(json, file, "lengths", o.lengths),
+      read(json, file, "extend", o.extend);
   read(json, file, "kinds", o.kinds), read(json, file, "samples", o.samples), read(json, file, "steps", o.steps);
-  read(json, file, "step_samples", o.step_samples), read(json, file, "weights", o.weights), read(json, file, "validation_samples", o.validation_samples);
+  read(json, file, "step_samples", o.step_samples), read(json, file, "weights", o.weights),
+      read(json, file, "validation_samples", o.validation_samples);
   read(json, file, "influence", influence_text), read(json, file, "loss", loss_text);
-  read(json, file, "per_query_head", o.per_query_head), read(json, file, "quick", o.quick), read(json, file, "seed", o.seed);
+  read(json, file, "per_query_head", o.per_query_head), read(json, file, "quick", o.quick),
+      read(json, file, "seed", o.seed);
   read(json, file, "documents", o.documents), read(json, file, "text", o.text);
   try {
     o.influence = estimator_by_name(influence_text);
@@ -133,7 +144,9 @@ double CompressOptions::weight(std::string_view kind) const {
   return given != weights.end() ? given->second : kind == "text" ? 1.0 : kRetrievalWeight;
 }
 
-std::string_view profile_loss_name(ProfileLoss loss) { return loss == ProfileLoss::kLogOdds ? "log-odds" : "cross-entropy"; }
+std::string_view profile_loss_name(ProfileLoss loss) {
+  return loss == ProfileLoss::kLogOdds ? "log-odds" : "cross-entropy";
+}
 
 ProfileLoss profile_loss_by_name(std::string_view name) {
   if (name == "log-odds") return ProfileLoss::kLogOdds;

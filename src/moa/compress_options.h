@@ -9,9 +9,9 @@
 #include <string_view>
 #include <vector>
 
+#include "moa/estimator.h"
 #include "model/config.h"
 #include "model/span_profiler.h"
-#include "moa/estimator.h"
 
 namespace polyspan {
 
@@ -19,18 +19,18 @@ struct CompressOptions {
   std::vector<double> densities = {0.5, 0.25};
   std::vector<int64_t> lengths = {1024, 2048, 4096};  // profiled
   std::vector<int64_t> extend = {8192};               // bounded and weighed in the search, never profiled
-  std::vector<std::string> kinds;                     // of samples; empty: the built-in ones, and documents where there are any
-  int64_t samples = 2;                                // accepted ones of each kind and length, dense profile
-  int64_t steps = 4;                                  // profiles under the plan found so far, for each halving of the density
-  int64_t step_samples = 1;                           // of each retrieval kind, at one length; twice as many of running text
+  std::vector<std::string> kinds;  // of samples; empty: the built-in ones, and documents where there are any
+  int64_t samples = 2;             // accepted ones of each kind and length, dense profile
+  int64_t steps = 4;               // profiles under the plan found so far, for each halving of the density
+  int64_t step_samples = 1;        // of each retrieval kind, at one length; twice as many of running text
   int64_t validation_samples = 4;
-  std::map<std::string, double> weights;              // of kinds; absent: 2 for retrieval, 1 for running text
+  std::map<std::string, double> weights;  // of kinds; absent: 2 for retrieval, 1 for running text
   Estimator influence = Estimator::kSpan;
   ProfileLoss loss = ProfileLoss::kLogOdds;
   bool per_query_head = false;
   bool quick = false;
   uint64_t seed = 1;
-  std::string documents, text;                        // files; empty: none, and the system's own text
+  std::string documents, text;  // files; empty: none, and the system's own text
 
   // The preset of --quick: fewer lengths, samples and rounds.
   static CompressOptions quick_preset();
@@ -40,8 +40,8 @@ struct CompressOptions {
   nlohmann::ordered_json to_json() const;
   // Throws Error (kBadFile) naming the field.
   static CompressOptions from_json(const nlohmann::ordered_json& json, const std::filesystem::path& file);
-  // The length of the validation samples: halfway between the longest profiled and the shortest extension length, or the
-  // longest profiled one where there is no extension.
+  // The length of the validation samples: halfway between the longest profiled and the shortest extension length, or
+  // the longest profiled one where there is no extension.
   int64_t validation_length() const;
   double weight(std::string_view kind) const;
 };

@@ -23,12 +23,15 @@ int64_t current_span(const SpanTable& spans, bool per_query_head, size_t head, s
 HeadCurves head_curves(const SampleProfile& sample, const SpanPlan& plan, const CurveOptions& options) {
   const SpanInfluence& in = sample.influence;
   const HeadShape& shape = plan.shape();
-  POLYSPAN_CHECK(in.n_layers == shape.n_layers && in.n_heads == shape.n_heads && in.n_candidates == std::ssize(sample.candidate_spans));
-  const int64_t per_layer = options.per_query_head ? shape.n_heads : shape.n_kv_heads, group = shape.n_heads / per_layer;
+  POLYSPAN_CHECK(in.n_layers == shape.n_layers && in.n_heads == shape.n_heads &&
+                 in.n_candidates == std::ssize(sample.candidate_spans));
+  const int64_t per_layer = options.per_query_head ? shape.n_heads : shape.n_kv_heads,
+                group = shape.n_heads / per_layer;
   const SpanTable spans = plan.spans(sample.length);
   HeadCurves curves{static_cast<size_t>(shape.n_layers * per_layer), sample.candidate_spans.size(), {}, {}};
   for (size_t head = 0; head < curves.n_heads; ++head) {
-    const int64_t layer = static_cast<int64_t>(head) / per_layer, first = static_cast<int64_t>(head) % per_layer * group;
+    const int64_t layer = static_cast<int64_t>(head) / per_layer,
+                  first = static_cast<int64_t>(head) % per_layer * group;
     const int64_t now = current_span(spans, options.per_query_head, head, static_cast<size_t>(per_layer));
     for (int64_t c = 0; c < in.n_candidates; ++c) {
       double span = 0, absolute = 0, pairwise = 0;
@@ -66,9 +69,11 @@ using KindMeans = std::map<std::pair<int64_t, std::string>, KindMean>;
 KindMeans kind_means(const ProfileRound& round, const CurveOptions& options) {
   KindMeans means;
   for (const SampleProfile& sample : round.samples)
-    if (sample.accepted) means[{sample.length, sample.kind}].add(head_curves(sample, round.plan, options), sample.candidate_spans);
+    if (sample.accepted)
+      means[{sample.length, sample.kind}].add(head_curves(sample, round.plan, options), sample.candidate_spans);
   for (auto& [key, mean] : means)
-    for (size_t i = 0; i < mean.sum.main.size(); ++i) mean.sum.main[i] /= static_cast<double>(mean.n), mean.sum.absolute[i] /= static_cast<double>(mean.n);
+    for (size_t i = 0; i < mean.sum.main.size(); ++i)
+      mean.sum.main[i] /= static_cast<double>(mean.n), mean.sum.absolute[i] /= static_cast<double>(mean.n);
   return means;
 }
 
@@ -79,7 +84,8 @@ double inverse_or_zero(double scale) { return scale > 0 ? 1 / scale : 0; }
 double ProfileRound::least_margin() const {
   double least = 1;
   for (const SampleProfile& sample : samples)
-    if (sample.accepted && sample.kind != "text" && sample.dense_log_odds > 0) least = std::min(least, sample.log_odds / sample.dense_log_odds);
+    if (sample.accepted && sample.kind != "text" && sample.dense_log_odds > 0)
+      least = std::min(least, sample.log_odds / sample.dense_log_odds);
   return least;
 }
 
@@ -102,13 +108,15 @@ CostTables cost_tables(const ProfileRound& round, const KindScales& scales, cons
     const auto scale = scales.find(key);
     if (scale == scales.end()) continue;  // a kind that the dense profile has no accepted sample of
     const HeadCurves& of_kind = mean.sum;
-    const double main = inverse_or_zero(scale->second.main), absolute = abs_share * inverse_or_zero(scale->second.absolute);
+    const double main = inverse_or_zero(scale->second.main),
+                 absolute = abs_share * inverse_or_zero(scale->second.absolute);
     CostTable& table = tables[key];
     table.spans = mean.spans;
     for (size_t head = 0; head < of_kind.n_heads; ++head) {
       const size_t at = head * of_kind.n_candidates, dense = at + of_kind.n_candidates - 1;
       const double whole = main * of_kind.main[dense] + absolute * of_kind.absolute[dense];
-      for (size_t c = 0; c < of_kind.n_candidates; ++c) table.cost.push_back(main * of_kind.main[at + c] + absolute * of_kind.absolute[at + c] - whole);
+      for (size_t c = 0; c < of_kind.n_candidates; ++c)
+        table.cost.push_back(main * of_kind.main[at + c] + absolute * of_kind.absolute[at + c] - whole);
     }
   }
   return tables;
@@ -119,11 +127,13 @@ void blend(CostTables& tables, const CostTables& updates, double share) {
     const auto found = tables.find(key);
     if (found == tables.end()) continue;
     POLYSPAN_CHECK(found->second.spans == update.spans && found->second.cost.size() == update.cost.size());
-    for (size_t i = 0; i < update.cost.size(); ++i) found->second.cost[i] = (1 - share) * found->second.cost[i] + share * update.cost[i];
+    for (size_t i = 0; i < update.cost.size(); ++i)
+      found->second.cost[i] = (1 - share) * found->second.cost[i] + share * update.cost[i];
   }
 }
 
-std::vector<LossCurve> loss_curves(const CostTables& tables, const std::function<double(std::string_view kind)>& weight) {
+std::vector<LossCurve> loss_curves(const CostTables& tables,
+                                   const std::function<double(std::string_view kind)>& weight) {
   std::map<int64_t, LossCurve> curves;
   for (const auto& [key, table] : tables) {
     LossCurve& curve = curves[key.first];
@@ -139,7 +149,8 @@ std::vector<LossCurve> loss_curves(const CostTables& tables, const std::function
 
 LossCurve extension_curve(const std::vector<LossCurve>& curves, int64_t length) {
   POLYSPAN_CHECK(!curves.empty());
-  LossCurve extension = *std::max_element(curves.begin(), curves.end(), [](const LossCurve& a, const LossCurve& b) { return a.length < b.length; });
+  LossCurve extension = *std::max_element(curves.begin(), curves.end(),
+                                          [](const LossCurve& a, const LossCurve& b) { return a.length < b.length; });
   extension.length = length;
   return extension;
 }

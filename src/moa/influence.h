@@ -1,8 +1,10 @@
-// moa/influence.h: from the effects of spans in single samples to the loss that each head's spans cost (docs/compress.md).
+// moa/influence.h: from the effects of spans in single samples to the loss that each head's spans cost
+// (docs/compress.md).
 //
-// A profile runs samples under a plan (the first: dense). For each length and kind of sample a table holds what every span
-// of every head costs: the mean over samples, divided by what all heads together lose at the smallest span in the dense
-// profile, so that no kind drowns another. Tables of later profiles, under the plans found on the way, are blended in.
+// A profile runs samples under a plan (the first: dense). For each length and kind of sample a table holds what every
+// span of every head costs: the mean over samples, divided by what all heads together lose at the smallest span in the
+// dense profile, so that no kind drowns another. Tables of later profiles, under the plans found on the way, are
+// blended in.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +15,9 @@
 #include <utility>
 #include <vector>
 
-#include "model/span_profiler.h"
 #include "moa/estimator.h"
 #include "moa/search.h"
+#include "model/span_profiler.h"
 #include "plan/span_plan.h"
 
 namespace polyspan {
@@ -24,19 +26,19 @@ namespace polyspan {
 struct SampleProfile {
   std::string id, kind;
   int64_t length = 0;
-  bool accepted = false;                       // false: the dense model got it wrong; the rest then says how
-  double loss = 0;                             // mean over the targets, cross-entropy, under the profile's plan
-  double log_odds = 0, dense_log_odds = 0;     // mean over the targets that count: under the plan, and of the dense model
+  bool accepted = false;                    // false: the dense model got it wrong; the rest then says how
+  double loss = 0;                          // mean over the targets, cross-entropy, under the profile's plan
+  double log_odds = 0, dense_log_odds = 0;  // mean over the targets that count: under the plan, and of the dense model
   int64_t n_targets = 0, n_right = 0;
   double forward_s = 0, backward_s = 0;
-  std::vector<int64_t> targets;                // that the loss is taken on: of a retrieval sample, those that dense gets right
-  std::vector<int64_t> candidate_spans;        // ascending, the last one is `length`
-  SpanInfluence influence;                     // empty where not accepted
+  std::vector<int64_t> targets;  // that the loss is taken on: of a retrieval sample, those that dense gets right
+  std::vector<int64_t> candidate_spans;  // ascending, the last one is `length`
+  SpanInfluence influence;               // empty where not accepted
 };
 
 struct ProfileRound {
-  std::string name;                            // "dense", "step-3"
-  SpanPlan plan;                               // that the samples ran under
+  std::string name;  // "dense", "step-3"
+  SpanPlan plan;     // that the samples ran under
   std::vector<SampleProfile> samples;
   // The least share of the dense log-odds that a retrieval sample keeps under the plan; 1 without such samples.
   double least_margin() const;
@@ -44,21 +46,22 @@ struct ProfileRound {
 
 struct CurveOptions {
   Estimator estimator = Estimator::kSpan;
-  bool per_query_head = false;                 // a curve for each query head; else for each KV head
-  double abs_share = 0.1;                      // of span-abs in the span estimator: it spends what is left well
+  bool per_query_head = false;  // a curve for each query head; else for each KV head
+  double abs_share = 0.1;       // of span-abs in the span estimator: it spends what is left well
 };
 
-// What the spans of one length cost in samples of one kind: [heads][spans], in units of the dense profile's total at the
-// smallest span; 0 at the whole length. In a profile under a plan, keys that a longer span would bring back lower the loss
-// and keys that a shorter one removes raise it; each head's row is then shifted so that the dense span costs 0.
+// What the spans of one length cost in samples of one kind: [heads][spans], in units of the dense profile's total at
+// the smallest span; 0 at the whole length. In a profile under a plan, keys that a longer span would bring back lower
+// the loss and keys that a shorter one removes raise it; each head's row is then shifted so that the dense span costs
+// 0.
 struct CostTable {
   std::vector<int64_t> spans;
   std::vector<double> cost;
 };
 using CostTables = std::map<std::pair<int64_t, std::string>, CostTable>;  // (length, kind)
 
-// What divides the costs: totals over heads at the smallest span of the dense profile, of the estimator and of the absolute
-// part that is added to it.
+// What divides the costs: totals over heads at the smallest span of the dense profile, of the estimator and of the
+// absolute part that is added to it.
 struct KindScale {
   double main = 0, absolute = 0;
 };
@@ -70,7 +73,8 @@ CostTables cost_tables(const ProfileRound& round, const KindScales& scales, cons
 void blend(CostTables& tables, const CostTables& updates, double share);
 
 // One curve a length, ascending: the sum over its kinds, each times its weight.
-std::vector<LossCurve> loss_curves(const CostTables& tables, const std::function<double(std::string_view kind)>& weight);
+std::vector<LossCurve> loss_curves(const CostTables& tables,
+                                   const std::function<double(std::string_view kind)>& weight);
 
 // The curve of a length that was not profiled: that of the longest profiled one at the same relative span.
 LossCurve extension_curve(const std::vector<LossCurve>& curves, int64_t length);

@@ -36,7 +36,8 @@ std::vector<AttentionSpan> query_spans(const SpanPlan& plan, int64_t length) {
 
 }  // namespace
 
-SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOptions& options) : run_(run), engine_(engine), kinds_(options.kinds) {
+SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOptions& options)
+    : run_(run), engine_(engine), kinds_(options.kinds) {
   calibration_.seed = options.seed;
   if (!options.documents.empty()) calibration_.documents = read_documents(options.documents);
   if (!options.text.empty()) {
@@ -58,7 +59,8 @@ SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOption
 }
 
 const CalibrationSample& SampleStore::get(std::string_view role, std::string_view kind, int64_t length, int64_t index) {
-  const std::string id = std::to_string(length) + "/" + std::string(kind) + "/" + std::to_string(index), key = std::string(role) + "/" + id;
+  const std::string id = std::to_string(length) + "/" + std::string(kind) + "/" + std::to_string(index),
+                    key = std::string(role) + "/" + id;
   if (const auto found = by_id_.find(key); found != by_id_.end()) return samples_[found->second]->sample;
   const bool validation = role == "validation";
   std::unique_ptr<CalibrationSource>& source = validation ? validation_source_ : source_;
@@ -81,14 +83,16 @@ SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanP
   if (profiler_ == nullptr) {
     profiler_ = engine_.model().make_span_profiler(no_progress());
     const int64_t longest = *std::max_element(options_.lengths.begin(), options_.lengths.end());
-    check_memory_available(profiler_->bytes_needed(longest), "profiling samples of " + std::to_string(longest) + " tokens");
+    check_memory_available(profiler_->bytes_needed(longest),
+                           "profiling samples of " + std::to_string(longest) + " tokens");
   }
   SampleProfile result;
   result.id = sample.id, result.kind = sample.kind, result.length = sample.length;
   result.candidate_spans = candidate_spans(sample.length);
   const auto start = std::chrono::steady_clock::now();
   const SpanPlan dense = SpanPlan::dense(plan.shape());
-  const std::vector<AttentionSpan> spans = query_spans(plan, sample.length), dense_spans = query_spans(dense, sample.length);
+  const std::vector<AttentionSpan> spans = query_spans(plan, sample.length),
+                                   dense_spans = query_spans(dense, sample.length);
   const auto forward = [&](const std::vector<AttentionSpan>& with, const std::vector<int64_t>& targets) {
     return profiler_->forward({sample.tokens, targets, with, result.candidate_spans, options_.loss});
   };
@@ -100,11 +104,13 @@ SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanP
     result.accepted = counted.has_value();
     result.loss = mean_loss(scores);
     result.n_targets = std::ssize(scores);
-    result.n_right = std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
+    result.n_right =
+        std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
     result.targets = counted.value_or(std::vector<int64_t>());
     std::vector<TargetScore> of_counted;
     for (size_t i = 0; i < scores.size(); ++i)
-      if (std::binary_search(result.targets.begin(), result.targets.end(), sample.targets[i])) of_counted.push_back(scores[i]);
+      if (std::binary_search(result.targets.begin(), result.targets.end(), sample.targets[i]))
+        of_counted.push_back(scores[i]);
     result.log_odds = result.dense_log_odds = mean_log_odds(of_counted);
   }
   if (!plan.is_dense() && (result.accepted || !sample.retrieval)) {
@@ -112,7 +118,8 @@ SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanP
     result.accepted = true;
     result.loss = mean_loss(scores), result.log_odds = mean_log_odds(scores);
     result.n_targets = std::ssize(scores);
-    result.n_right = std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
+    result.n_right =
+        std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
   }
   result.forward_s = seconds_since(start);
   if (!result.accepted) return result;
@@ -129,13 +136,15 @@ SampleProfile ProfileStage::profile(const CalibrationSample& sample, const SpanP
 int64_t ProfileStage::take(ProfileRound& round, const std::string& kind, int64_t length, int64_t n) {
   int64_t accepted = 0, tried = 0;
   for (; accepted < n && tried < kTriesPerSample * n; ++tried) {
-    round.samples.push_back(profile(samples_.get("profile", kind, length, next_index_[{kind, length}]++), round.plan, round.name));
+    round.samples.push_back(
+        profile(samples_.get("profile", kind, length, next_index_[{kind, length}]++), round.plan, round.name));
     if (!round.samples.back().accepted) continue;
     ++accepted;
     progress_.update(work_done_ += work(length));
   }
   work_done_ += (n - accepted) * work(length);
-  run_.log("profile " + round.name + ", " + std::to_string(length) + " tokens, " + kind + ": " + std::to_string(accepted) + " of " + std::to_string(tried) + " samples accepted");
+  run_.log("profile " + round.name + ", " + std::to_string(length) + " tokens, " + kind + ": " +
+           std::to_string(accepted) + " of " + std::to_string(tried) + " samples accepted");
   return accepted;
 }
 
@@ -149,7 +158,9 @@ ProfileRound ProfileStage::dense() {
     int64_t accepted = 0;
     for (const std::string& kind : samples_.kinds()) accepted += take(round, kind, length, options_.samples);
     if (accepted == 0)
-      throw Error::bad_input("no sample of ", length, " tokens was accepted: the dense model answers none of them rightly; try shorter --lengths, other --kinds or --documents, or a larger model");
+      throw Error::bad_input("no sample of ", length,
+                             " tokens was accepted: the dense model answers none of them rightly; try shorter "
+                             "--lengths, other --kinds or --documents, or a larger model");
   }
   progress_.finish();
   return round;
@@ -157,7 +168,9 @@ ProfileRound ProfileStage::dense() {
 
 ProfileRound ProfileStage::under(const SpanPlan& plan, const std::string& name, int64_t length) {
   ProfileRound round{name, plan, {}};
-  const auto wanted = [&](const std::string& kind) { return kind == "text" ? 2 * options_.step_samples : options_.step_samples; };
+  const auto wanted = [&](const std::string& kind) {
+    return kind == "text" ? 2 * options_.step_samples : options_.step_samples;
+  };
   int64_t total = 0;
   work_done_ = 0;
   for (const std::string& kind : samples_.kinds()) total += wanted(kind) * work(length);

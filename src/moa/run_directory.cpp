@@ -32,7 +32,8 @@ std::string read_whole(const fs::path& path) {
 
 OrderedJson parse_object(std::string_view text, const fs::path& path) {
   const OrderedJson document = OrderedJson::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!document.is_object()) throw Error::bad_file(path, "found no JSON object; the file was changed or belongs to something else");
+  if (!document.is_object())
+    throw Error::bad_file(path, "found no JSON object; the file was changed or belongs to something else");
   return document;
 }
 
@@ -65,7 +66,8 @@ std::vector<double> shortened(const std::vector<double>& values) {
 
 RunDirectory::RunDirectory(fs::path folder) : folder_(std::move(folder)) {
   std::error_code error;
-  if (fs::exists(folder_, error) && !fs::is_directory(folder_, error)) throw Error::io(folder_, "found a file, wanted a folder for the run");
+  if (fs::exists(folder_, error) && !fs::is_directory(folder_, error))
+    throw Error::io(folder_, "found a file, wanted a folder for the run");
   fs::create_directories(folder_, error);
   if (error) throw Error::io(folder_, "cannot make the folder: ", error.message());
   lock_ = ::open(path("lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -97,8 +99,8 @@ OrderedJson RunDirectory::read_json(std::string_view name) const {
   OrderedJson document = parse_object(read_whole(path(name)), path(name));
   const auto version = field<int64_t>(document, "format_version", path(name));
   if (version != kRunFormatVersion)
-    throw Error(ErrorKind::kUnsupported, path(name).string() + ": found format_version " + std::to_string(version) + ", this program reads " +
-                                             std::to_string(kRunFormatVersion));
+    throw Error(ErrorKind::kUnsupported, path(name).string() + ": found format_version " + std::to_string(version) +
+                                             ", this program reads " + std::to_string(kRunFormatVersion));
   return document;
 }
 
@@ -130,7 +132,8 @@ std::vector<StoredSample> RunDirectory::read_samples() const {
     s.id = field<std::string>(object, "id", from), s.kind = field<std::string>(object, "kind", from);
     s.length = field<int64_t>(object, "length", from), s.seed = field<uint64_t>(object, "seed", from);
     s.retrieval = field<bool>(object, "retrieval", from), s.answer = field<std::string>(object, "answer", from);
-    s.tokens = field<std::vector<TokenId>>(object, "tokens", from), s.targets = field<std::vector<int64_t>>(object, "targets", from);
+    s.tokens = field<std::vector<TokenId>>(object, "tokens", from),
+    s.targets = field<std::vector<int64_t>>(object, "targets", from);
     samples.push_back(std::move(stored));
   }
   return samples;
@@ -139,12 +142,15 @@ std::vector<StoredSample> RunDirectory::read_samples() const {
 void RunDirectory::write_samples(const std::vector<StoredSample>& samples) const {
   std::vector<const StoredSample*> ordered;  // the same file whatever the order in which a resumed run came to them
   for (const StoredSample& stored : samples) ordered.push_back(&stored);
-  std::sort(ordered.begin(), ordered.end(), [](const StoredSample* a, const StoredSample* b) { return std::tie(a->role, a->sample.id) < std::tie(b->role, b->sample.id); });
+  std::sort(ordered.begin(), ordered.end(), [](const StoredSample* a, const StoredSample* b) {
+    return std::tie(a->role, a->sample.id) < std::tie(b->role, b->sample.id);
+  });
   std::string text;
   for (const StoredSample* stored : ordered) {
     const auto& [s, role] = *stored;
-    const OrderedJson object = {{"id", s.id},         {"role", role},         {"kind", s.kind},     {"length", s.length},  {"seed", s.seed},
-                                {"retrieval", s.retrieval}, {"answer", s.answer}, {"targets", s.targets}, {"tokens", s.tokens}};
+    const OrderedJson object = {{"id", s.id},         {"role", role},         {"kind", s.kind},
+                                {"length", s.length}, {"seed", s.seed},       {"retrieval", s.retrieval},
+                                {"answer", s.answer}, {"targets", s.targets}, {"tokens", s.tokens}};
     text += object.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
   }
   write_file_atomically(path("samples.jsonl"), text);
@@ -175,7 +181,9 @@ void RunDirectory::write_profile(std::string_view round, const SampleProfile& p)
     document["candidate_spans"] = p.candidate_spans;
     document["n_layers"] = p.influence.n_layers;
     document["n_heads"] = p.influence.n_heads;
-    document["influence"] = {{"span", shortened(p.influence.span)}, {"span_abs", shortened(p.influence.span_abs)}, {"pairwise", shortened(p.influence.pairwise)}};
+    document["influence"] = {{"span", shortened(p.influence.span)},
+                             {"span_abs", shortened(p.influence.span_abs)},
+                             {"pairwise", shortened(p.influence.pairwise)}};
   }
   // One number a line would make a file of thousands of lines.
   const fs::path to = path(profile_name(round, p.id));
@@ -192,26 +200,33 @@ SampleProfile RunDirectory::read_profile(std::string_view round, const Calibrati
   const fs::path from = path(name);
   const OrderedJson object = read_json(name);
   SampleProfile p;
-  p.id = field<std::string>(object, "id", from), p.kind = field<std::string>(object, "kind", from), p.length = field<int64_t>(object, "length", from);
-  if (p.id != sample.id || p.length != sample.length || p.kind != sample.kind) throw Error::bad_file(from, "found the result of ", p.id, ", wanted that of ", sample.id);
+  p.id = field<std::string>(object, "id", from), p.kind = field<std::string>(object, "kind", from),
+  p.length = field<int64_t>(object, "length", from);
+  if (p.id != sample.id || p.length != sample.length || p.kind != sample.kind)
+    throw Error::bad_file(from, "found the result of ", p.id, ", wanted that of ", sample.id);
   p.accepted = field<bool>(object, "accepted", from), p.loss = field<double>(object, "loss", from);
-  p.log_odds = field<double>(object, "log_odds", from), p.dense_log_odds = field<double>(object, "dense_log_odds", from);
+  p.log_odds = field<double>(object, "log_odds", from),
+  p.dense_log_odds = field<double>(object, "dense_log_odds", from);
   p.n_targets = field<int64_t>(object, "n_targets", from), p.n_right = field<int64_t>(object, "n_right", from);
   p.forward_s = field<double>(object, "forward_s", from), p.backward_s = field<double>(object, "backward_s", from);
   if (!p.accepted) return p;
   p.targets = field<std::vector<int64_t>>(object, "targets", from);
   for (const int64_t target : p.targets)
-    if (target < 1 || target >= std::ssize(sample.tokens)) throw Error::bad_file(from, "found a target at ", target, " of ", sample.tokens.size(), " tokens");
+    if (target < 1 || target >= std::ssize(sample.tokens))
+      throw Error::bad_file(from, "found a target at ", target, " of ", sample.tokens.size(), " tokens");
   p.candidate_spans = field<std::vector<int64_t>>(object, "candidate_spans", from);
   SpanInfluence& in = p.influence;
   in.n_layers = field<int64_t>(object, "n_layers", from), in.n_heads = field<int64_t>(object, "n_heads", from);
   in.n_candidates = std::ssize(p.candidate_spans);
   const auto values = field<OrderedJson>(object, "influence", from);
-  in.span = field<std::vector<double>>(values, "span", from), in.span_abs = field<std::vector<double>>(values, "span_abs", from);
+  in.span = field<std::vector<double>>(values, "span", from),
+  in.span_abs = field<std::vector<double>>(values, "span_abs", from);
   in.pairwise = field<std::vector<double>>(values, "pairwise", from);
   const bool sane = in.n_layers >= 1 && in.n_layers <= (1 << 16) && in.n_heads >= 1 && in.n_heads <= (1 << 16);
   for (const auto* part : {&in.span, &in.span_abs, &in.pairwise})
-    if (!sane || part->size() != in.at(in.n_layers, 0, 0)) throw Error::bad_file(from, "found ", part->size(), " influences, wanted one for each layer, head and candidate span");
+    if (!sane || part->size() != in.at(in.n_layers, 0, 0))
+      throw Error::bad_file(from, "found ", part->size(),
+                            " influences, wanted one for each layer, head and candidate span");
   return p;
 }
 
@@ -224,7 +239,8 @@ std::string model_fingerprint(const GgufFile& file) {
   add(std::as_bytes(std::span(&size, 1)));
   const std::span<const std::byte> all = file.mapping().bytes();
   size_t data_begin = all.size();
-  for (const GgufTensor& tensor : file.tensors()) data_begin = std::min(data_begin, static_cast<size_t>(tensor.data.data() - all.data()));
+  for (const GgufTensor& tensor : file.tensors())
+    data_begin = std::min(data_begin, static_cast<size_t>(tensor.data.data() - all.data()));
   add(all.first(data_begin));
   for (const GgufTensor& tensor : file.tensors()) add(tensor.data.first(std::min<size_t>(tensor.data.size(), 4096)));
   char text[20];

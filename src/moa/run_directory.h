@@ -1,5 +1,5 @@
-// moa/run_directory.h: where a run of `compress` keeps what it made (docs/compress.md: the files and their fields). Every
-// file is written beside and renamed, so what is there is whole; a run goes on from what is there.
+// moa/run_directory.h: where a run of `compress` keeps what it made (docs/compress.md: the files and their fields).
+// Every file is written beside and renamed, so what is there is whole; a run goes on from what is there.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "io/gguf.h"
-#include "model/config.h"
 #include "moa/calibration.h"
 #include "moa/influence.h"
+#include "model/config.h"
 
 namespace polyspan {
 
@@ -29,7 +29,8 @@ struct StoredSample {
 // Held by one process at a time.
 class RunDirectory {
  public:
-  // Makes the folder where it is missing and takes its lock. Throws Error: kIo; kBadInput where another process holds it.
+  // Makes the folder where it is missing and takes its lock. Throws Error: kIo; kBadInput where another process holds
+  // it.
   explicit RunDirectory(std::filesystem::path folder);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;

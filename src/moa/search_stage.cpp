@@ -12,8 +12,9 @@ namespace {
 constexpr int64_t kFrontSteps = 5;      // of the epsilon-constraint grid
 constexpr int64_t kFrontValidated = 2;  // plans of the front that are validated beside the one of least sum
 constexpr int64_t kWindow = 256;        // of the two-valued baseline
-// Measured with the prototype on SmolLM2-135M and Qwen2.5-Coder-0.5B: replacing the tables instead of blending costs text
-// (perplexity at 0.25 +9% / +17% at 4k / 8k against +4%), twice the steps with a share of 0.2 is no better than four.
+// Measured with the prototype on SmolLM2-135M and Qwen2.5-Coder-0.5B: replacing the tables instead of blending costs
+// text (perplexity at 0.25 +9% / +17% at 4k / 8k against +4%), twice the steps with a share of 0.2 is no better than
+// four.
 constexpr double kStepShare = 0.3;      // of a step's profile in the tables
 constexpr double kDenseEnough = 0.9;    // where the steps begin
 constexpr double kBrokenMargin = 0.15;  // of the dense log-odds: under a plan that keeps less, gradients say nothing
@@ -33,7 +34,8 @@ std::vector<int64_t> lengths_of(const std::vector<LossCurve>& curves) {
 
 OrderedJson curves_json(const std::vector<LossCurve>& all) {
   OrderedJson curves = OrderedJson::array();
-  for (const LossCurve& c : all) curves.push_back({{"length", c.length}, {"source_length", c.source_length}, {"spans", c.spans}, {"loss", c.loss}});
+  for (const LossCurve& c : all)
+    curves.push_back({{"length", c.length}, {"source_length", c.source_length}, {"spans", c.spans}, {"loss", c.loss}});
   return curves;
 }
 
@@ -41,7 +43,8 @@ SpanPlan least_sum(const SearchProblem& p) { return minimise(p, std::vector<doub
 
 }  // namespace
 
-SearchProblem search_problem(const CompressOptions& options, const HeadShape& shape, std::vector<LossCurve> curves, double density) {
+SearchProblem search_problem(const CompressOptions& options, const HeadShape& shape, std::vector<LossCurve> curves,
+                             double density) {
   SearchProblem p;
   p.shape = shape;
   p.per_query_head = options.per_query_head;
@@ -52,19 +55,30 @@ SearchProblem search_problem(const CompressOptions& options, const HeadShape& sh
   lengths.insert(lengths.end(), options.extend.begin(), options.extend.end());
   std::sort(lengths.begin(), lengths.end());
   for (const int64_t length : lengths)
-    if (static_cast<double>(p.n_sink_tokens + kBlockTokens) <= 0.5 * density * static_cast<double>(length)) p.bounded_lengths.push_back(length);
+    if (static_cast<double>(p.n_sink_tokens + kBlockTokens) <= 0.5 * density * static_cast<double>(length))
+      p.bounded_lengths.push_back(length);
   if (p.bounded_lengths.empty()) p.bounded_lengths = {lengths.back()};
   // Steps of a sixteenth of the longest profiled length, whole blocks: 256 tokens for 1k, 2k, 4k.
   const int64_t longest = *std::max_element(options.lengths.begin(), options.lengths.end());
-  p.rules = make_rules(options.lengths, options.extend, {.alpha_step = std::max<int64_t>(1, longest / (16 * kBlockTokens)) * kBlockTokens, .beta_parts = 16});
+  p.rules =
+      make_rules(options.lengths, options.extend,
+                 {.alpha_step = std::max<int64_t>(1, longest / (16 * kBlockTokens)) * kBlockTokens, .beta_parts = 16});
   return p;
 }
 
-SearchStage::SearchStage(const CompressOptions& options, const HeadShape& shape, SpanPlan::Info info, const ProfileRound& dense, ProfileUnder profile_under, RunDirectory& run,
-                         Progress& progress)
-    : options_(options), shape_(shape), info_(std::move(info)), dense_(dense), profile_under_(std::move(profile_under)), run_(run), progress_(progress),
-      curve_options_{.estimator = options.influence, .per_query_head = options.per_query_head}, scales_(kind_scales(dense, curve_options_)),
-      dense_tables_(cost_tables(dense, scales_, curve_options_)), tables_(dense_tables_) {}
+SearchStage::SearchStage(const CompressOptions& options, const HeadShape& shape, SpanPlan::Info info,
+                         const ProfileRound& dense, ProfileUnder profile_under, RunDirectory& run, Progress& progress)
+    : options_(options),
+      shape_(shape),
+      info_(std::move(info)),
+      dense_(dense),
+      profile_under_(std::move(profile_under)),
+      run_(run),
+      progress_(progress),
+      curve_options_{.estimator = options.influence, .per_query_head = options.per_query_head},
+      scales_(kind_scales(dense, curve_options_)),
+      dense_tables_(cost_tables(dense, scales_, curve_options_)),
+      tables_(dense_tables_) {}
 
 std::vector<LossCurve> SearchStage::curves(const CostTables& tables) const {
   return loss_curves(tables, [&](std::string_view kind) { return options_.weight(kind); });
@@ -96,9 +110,11 @@ void SearchStage::anneal(double density, OrderedJson& rounds) {
   std::vector<int64_t> lengths = options_.lengths;
   std::sort(lengths.rbegin(), lengths.rend());  // the longest first
   const double from = reached_;
-  const auto n_steps = std::max<int64_t>(options_.steps > 0 ? 1 : 0, std::llround(static_cast<double>(options_.steps) * std::log2(from / density)));
+  const auto n_steps = std::max<int64_t>(options_.steps > 0 ? 1 : 0,
+                                         std::llround(static_cast<double>(options_.steps) * std::log2(from / density)));
   for (int64_t step = 1; step <= n_steps; ++step) {
-    const double at = std::min(kDenseEnough, from * std::pow(density / from, static_cast<double>(step) / static_cast<double>(n_steps)));
+    const double at = std::min(
+        kDenseEnough, from * std::pow(density / from, static_cast<double>(step) / static_cast<double>(n_steps)));
     const SpanPlan plan = least_sum(search_problem(options_, shape_, curves(tables_), at));
     const int64_t length = lengths[static_cast<size_t>(n_steps_++) % lengths.size()];
     const std::string name = "step-" + std::to_string(n_steps_);
@@ -108,7 +124,8 @@ void SearchStage::anneal(double density, OrderedJson& rounds) {
     if (sound) blend(tables_, cost_tables(round, scales_, curve_options_), kStepShare);
     rounds.push_back({{"round", name}, {"density", at}, {"length", length}, {"margin", margin}, {"taken", sound}});
     std::ostringstream line;
-    line << name << ": density " << at << ", " << length << " tokens, keeps " << margin << " of the dense log-odds" << (sound ? "" : ": not taken");
+    line << name << ": density " << at << ", " << length << " tokens, keeps " << margin << " of the dense log-odds"
+         << (sound ? "" : ": not taken");
     run_.log(line.str());
   }
   reached_ = density;
@@ -131,7 +148,10 @@ std::vector<NamedPlan> SearchStage::find(double density) {
   const std::vector<Candidate> front = pareto_front(p, kFrontSteps, progress_);
   const auto front_name = [](size_t i) { return i == 0 ? "annealed" : "annealed-front" + std::to_string(i); };
   for (size_t i = 0; i < front.size(); ++i)
-    front_json.push_back({{"name", front_name(i)}, {"origin", front[i].origin}, {"losses", front[i].losses}, {"densities", front[i].densities}});
+    front_json.push_back({{"name", front_name(i)},
+                          {"origin", front[i].origin},
+                          {"losses", front[i].losses},
+                          {"densities", front[i].densities}});
   add(front_name(0), front[0].plan, false);
   const int64_t others = std::ssize(front) - 1;  // evenly over the front
   for (int64_t i = 0; i < std::min(kFrontValidated, others); ++i) {
@@ -141,7 +161,9 @@ std::vector<NamedPlan> SearchStage::find(double density) {
   add("one-shot", dense_plan, false);
   // The two-valued plan's window may be more than a short length's budget: it is bounded where it fits.
   SearchProblem two = one_shot;
-  std::erase_if(two.bounded_lengths, [&](int64_t length) { return static_cast<double>(two.n_sink_tokens + kWindow) > 0.9 * density * static_cast<double>(length); });
+  std::erase_if(two.bounded_lengths, [&](int64_t length) {
+    return static_cast<double>(two.n_sink_tokens + kWindow) > 0.9 * density * static_cast<double>(length);
+  });
   if (!two.bounded_lengths.empty()) add("two-valued", two_valued(two, kWindow).plan, true);
   add("uniform", SpanPlan::uniform(shape_, density), true);
   write_other_estimators(density);
@@ -150,8 +172,14 @@ std::vector<NamedPlan> SearchStage::find(double density) {
                                                                 {"curve_lengths", lengths_of(p.curves)},
                                                                 {"steps", rounds},
                                                                 {"rounds",
-                                                                 {{{"round", "dense"}, {"plan_of_round", "dense"}, {"curves", curves_json(one_shot.curves)}, {"candidates", {"one-shot"}}},
-                                                                  {{"round", "annealed"}, {"plan_of_round", "steps"}, {"curves", curves_json(p.curves)}, {"candidates", {front_name(0)}}}}},
+                                                                 {{{"round", "dense"},
+                                                                   {"plan_of_round", "dense"},
+                                                                   {"curves", curves_json(one_shot.curves)},
+                                                                   {"candidates", {"one-shot"}}},
+                                                                  {{"round", "annealed"},
+                                                                   {"plan_of_round", "steps"},
+                                                                   {"curves", curves_json(p.curves)},
+                                                                   {"candidates", {front_name(0)}}}}},
                                                                 {"front", front_json}});
   return candidates;
 }

@@ -8,17 +8,20 @@
 
 namespace polyspan {
 
-std::vector<TargetScore> score_targets(Engine& engine, const SpanPlan& plan, const CalibrationSample& sample, std::span<const int64_t> targets) {
+std::vector<TargetScore> score_targets(Engine& engine, const SpanPlan& plan, const CalibrationSample& sample,
+                                       std::span<const int64_t> targets) {
   POLYSPAN_CHECK(!targets.empty());
   const auto sequence = engine.new_sequence(plan, sample.length, KvType::kF16);
   std::vector<TargetScore> scores;
   const int64_t vocab = engine.config().vocab_size;
-  engine.score(*sequence, sample.tokens, targets.front() - 1, [&](int64_t first, std::span<const float> logits, int64_t n) {
-    while (scores.size() < targets.size() && targets[scores.size()] - 1 < first + n) {
-      const int64_t target = targets[scores.size()];
-      scores.push_back(score_target(logits.data() + (target - 1 - first) * vocab, vocab, sample.tokens[static_cast<size_t>(target)]));
-    }
-  });
+  engine.score(*sequence, sample.tokens, targets.front() - 1,
+               [&](int64_t first, std::span<const float> logits, int64_t n) {
+                 while (scores.size() < targets.size() && targets[scores.size()] - 1 < first + n) {
+                   const int64_t target = targets[scores.size()];
+                   scores.push_back(score_target(logits.data() + (target - 1 - first) * vocab, vocab,
+                                                 sample.tokens[static_cast<size_t>(target)]));
+                 }
+               });
   return scores;
 }
 
@@ -34,7 +37,8 @@ double mean_loss(std::span<const TargetScore> scores) {
   return loss;
 }
 
-std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sample, std::span<const TargetScore> dense) {
+std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sample,
+                                                     std::span<const TargetScore> dense) {
   constexpr size_t kShortAnswer = 16;
   POLYSPAN_CHECK(dense.size() == sample.targets.size());
   if (!sample.retrieval) return sample.targets;
@@ -45,7 +49,8 @@ std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sa
   return accepted ? std::optional(right) : std::nullopt;
 }
 
-std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates, std::span<const ValidationSample> samples, Progress& progress) {
+std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,
+                                    std::span<const ValidationSample> samples, Progress& progress) {
   POLYSPAN_CHECK(!samples.empty());
   std::vector<ValidationRow> rows;
   for (const NamedPlan& candidate : candidates) rows.push_back({candidate.name, 0, 0, "", 0, 0});
@@ -60,7 +65,8 @@ std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> c
       sums[i] += mean_loss(scores) - sample.dense_loss;
       if (sample.sample->retrieval) {
         rows[i].n_targets += std::ssize(scores);
-        rows[i].n_right += std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
+        rows[i].n_right +=
+            std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
       }
       rows[i].loss = sums[i] / static_cast<double>(++rows[i].n_samples);
     }
@@ -68,7 +74,9 @@ std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> c
     for (const ValidationRow& row : rows)
       if (row.stopped.empty()) best = std::min(best, row.loss);
     for (ValidationRow& row : rows)
-      if (row.stopped.empty() && row.n_samples >= kLeastSamples && row.loss > best + kClearlyWorse && &sample != &samples.back()) row.stopped = sample.sample->id;
+      if (row.stopped.empty() && row.n_samples >= kLeastSamples && row.loss > best + kClearlyWorse &&
+          &sample != &samples.back())
+        row.stopped = sample.sample->id;
   }
   progress.finish();
   std::stable_sort(rows.begin(), rows.end(), [](const ValidationRow& a, const ValidationRow& b) {

@@ -1,4 +1,5 @@
-// moa/validation.h: candidates side by side on samples that the search has not seen, at a length that it did not profile.
+// moa/validation.h: candidates side by side on samples that the search has not seen, at a length that it did not
+// profile.
 #pragma once
 
 #include <cstdint>
@@ -15,25 +16,28 @@
 namespace polyspan {
 
 // One score a target, as the engine runs the plan: f16 cache, chunked prefill. REQUIRES: at least one target.
-std::vector<TargetScore> score_targets(Engine& engine, const SpanPlan& plan, const CalibrationSample& sample, std::span<const int64_t> targets);
-double mean_loss(std::span<const TargetScore> scores);      // cross-entropy
+std::vector<TargetScore> score_targets(Engine& engine, const SpanPlan& plan, const CalibrationSample& sample,
+                                       std::span<const int64_t> targets);
+double mean_loss(std::span<const TargetScore> scores);  // cross-entropy
 double mean_log_odds(std::span<const TargetScore> scores);
 
-// The targets of a sample that count, by what the dense model makes of them: of running text all; of a short answer all, if
-// it is right as a whole; of a long one the right ones, if they are at least half. Else nullopt: the sample is set aside.
-std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sample, std::span<const TargetScore> dense);
+// The targets of a sample that count, by what the dense model makes of them: of running text all; of a short answer
+// all, if it is right as a whole; of a long one the right ones, if they are at least half. Else nullopt: the sample is
+// set aside.
+std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sample,
+                                                     std::span<const TargetScore> dense);
 
 struct NamedPlan {
   std::string name;
   SpanPlan plan;
-  bool baseline = false;      // uniform, two-valued: shown, and never the winner unless nothing beats it
+  bool baseline = false;  // uniform, two-valued: shown, and never the winner unless nothing beats it
 };
 
 struct ValidationRow {
   std::string name;
-  double loss = 0;            // mean over its samples of the loss above dense
+  double loss = 0;  // mean over its samples of the loss above dense
   int64_t n_samples = 0;
-  std::string stopped;        // the sample after which it was left as a clear loser; empty: it saw all
+  std::string stopped;                 // the sample after which it was left as a clear loser; empty: it saw all
   int64_t n_targets = 0, n_right = 0;  // of retrieval samples
 };
 
@@ -48,6 +52,7 @@ struct ValidationSample {
 // kLeastSamples, sees no more. Rows in the order best first, those that saw all before those that were left.
 inline constexpr double kClearlyWorse = 0.5;
 inline constexpr int64_t kLeastSamples = 2;
-std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates, std::span<const ValidationSample> samples, Progress& progress);
+std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,
+                                    std::span<const ValidationSample> samples, Progress& progress);
 
 }  // namespace polyspan

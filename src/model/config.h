@@ -5,22 +5,22 @@
 #include <string>
 
 #include "io/gguf.h"
-#include "plan/span_plan.h"
 #include "ops/rope.h"
+#include "plan/span_plan.h"
 
 namespace polyspan {
 
 struct ModelConfig {
-  std::string architecture;       // "llama"
-  std::string name;               // general.name, may be empty
-  std::string quantization;       // type of most weight bytes: "Q4_1"
+  std::string architecture;  // "llama"
+  std::string name;          // general.name, may be empty
+  std::string quantization;  // type of most weight bytes: "Q4_1"
   int64_t n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
   int64_t d_model = 0, d_ff = 0, vocab_size = 0;
-  int64_t context_length = 0;     // that the model was trained for
+  int64_t context_length = 0;  // that the model was trained for
   int64_t n_parameters = 0;
   float norm_eps = 1e-5f;
   RopeConfig rope;
-  int64_t sliding_window = 0;     // 0: none. Mistral: every head sees this many keys and no sink
+  int64_t sliding_window = 0;  // 0: none. Mistral: every head sees this many keys and no sink
   bool qkv_bias = false;
 
   HeadShape head_shape() const { return {n_layers, n_heads, n_kv_heads}; }

@@ -45,7 +45,8 @@ struct TinyModel {
   }
 };
 
-inline RandomModelConfig tiny(const std::string& arch, DType type = DType::kF32, int64_t n_heads = 6, int64_t n_kv_heads = 2) {
+inline RandomModelConfig tiny(const std::string& arch, DType type = DType::kF32, int64_t n_heads = 6,
+                              int64_t n_kv_heads = 2) {
   RandomModelConfig config = find_model_shape("tiny-" + arch).value();
   config.type = type, config.n_heads = n_heads, config.n_kv_heads = n_kv_heads;
   if (type == DType::kF32) config.d_model = 64, config.d_ff = 96, config.head_dim = 16, config.vocab_size = 270;

@@ -8,7 +8,8 @@ namespace polyspan {
 TargetScore score_target(const float* logits, int64_t vocab_size, int32_t target) {
   constexpr double kLeastShare = 2e-9;  // of the other tokens: e^-20, below the rounding of a sum of floats
   const float largest = kernels().max_value(logits, vocab_size);
-  const double total = kernels().sum_exp(logits, vocab_size, largest), shifted = static_cast<double>(logits[target]) - static_cast<double>(largest);
+  const double total = kernels().sum_exp(logits, vocab_size, largest),
+               shifted = static_cast<double>(logits[target]) - static_cast<double>(largest);
   const double others = std::max(total - std::exp(shifted), kLeastShare * total);
   return {shifted - std::log(total), shifted - std::log(others), logits[target] >= largest};
 }

@@ -1,7 +1,7 @@
 // model/span_profiler.h: the loss of a whole sequence, and how it would change if each head's span were another.
 //
 // One forward pass with stored layer inputs, one backward pass of activation gradients only (dX = dY W: no weight
-// gradients), layer by layer. Source: MoA (arXiv 2406.14909) section 4.2; the estimators: ops/span_influence.h.
+// gradients), layer by layer. Source: MoA (arXiv 2406.14909) section 4.2; the estimators: ops/span_gradient.h.
 #pragma once
 
 #include <cstdint>
@@ -20,21 +20,21 @@ enum class ProfileLoss {
 };
 
 struct ProfileRequest {
-  std::span<const int32_t> tokens;             // [n_tokens], ids within the vocabulary
-  std::span<const int64_t> targets;            // ascending, 1 <= p < n_tokens: tokens[p] predicted from row p - 1
-  std::span<const AttentionSpan> spans;        // [n_layers * n_heads]: what each query head sees in this pass
-  std::span<const int64_t> candidate_spans;    // ascending, >= 1: spans to ask about
+  std::span<const int32_t> tokens;           // [n_tokens], ids within the vocabulary
+  std::span<const int64_t> targets;          // ascending, 1 <= p < n_tokens: tokens[p] predicted from row p - 1
+  std::span<const AttentionSpan> spans;      // [n_layers * n_heads]: what each query head sees in this pass
+  std::span<const int64_t> candidate_spans;  // ascending, >= 1: spans to ask about
   ProfileLoss loss = ProfileLoss::kCrossEntropy;
-  bool input_gradient = false;                 // also down to the input of layer 0: for tests
+  bool input_gradient = false;  // also down to the input of layer 0: for tests
 };
 
-// [n_layers][n_heads][n_candidates], the head's keys beyond the sink that a candidate span would remove (shorter than the
-// head's span) or add (longer).
+// [n_layers][n_heads][n_candidates], the head's keys beyond the sink that a candidate span would remove (shorter than
+// the head's span) or add (longer).
 struct SpanInfluence {
   int64_t n_layers = 0, n_heads = 0, n_candidates = 0;
-  std::vector<double> span;       // signed change of the loss, first order: sum over rows of e_i(S)
-  std::vector<double> span_abs;   // sum over rows of |e_i(S)|
-  std::vector<double> pairwise;   // sum over rows and removed keys of |E_ij|; 0 for added keys
+  std::vector<double> span;      // signed change of the loss, first order: sum over rows of e_i(S)
+  std::vector<double> span_abs;  // sum over rows of |e_i(S)|
+  std::vector<double> pairwise;  // sum over rows and removed keys of |E_ij|; 0 for added keys
   size_t at(int64_t layer, int64_t head, int64_t candidate) const {
     return static_cast<size_t>((layer * n_heads + head) * n_candidates + candidate);
   }
@@ -42,8 +42,8 @@ struct SpanInfluence {
 
 struct TargetScore {
   double log_probability = 0;
-  double log_odds = 0;            // log(p / (1 - p)), at most about 20
-  bool is_best = false;           // no token has a larger logit
+  double log_odds = 0;   // log(p / (1 - p)), at most about 20
+  bool is_best = false;  // no token has a larger logit
 };
 
 // Of `target` among the logits [vocab_size] of its row.
@@ -53,7 +53,8 @@ TargetScore score_target(const float* logits, int64_t vocab_size, int32_t target
 class SpanProfiler {
  public:
   virtual ~SpanProfiler() = default;
-  // The forward pass alone: one score a target. Keeps what backward() needs. Throws Error (kOutOfMemory) before any work.
+  // The forward pass alone: one score a target. Keeps what backward() needs. Throws Error (kOutOfMemory) before any
+  // work.
   virtual std::vector<TargetScore> forward(const ProfileRequest& request) = 0;
   // REQUIRES: forward() of the same tokens and spans was the last call; targets may be others.
   virtual SpanInfluence backward(const ProfileRequest& request) = 0;

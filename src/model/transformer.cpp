@@ -16,7 +16,9 @@ constexpr int64_t kMaxBatchTokens = 512;
 }  // namespace
 
 Transformer::Transformer(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context, Progress& progress)
-    : Model(std::move(file), std::move(config)), context_(context), weights_(Weights::load(*file_, config_, context, progress)) {}
+    : Model(std::move(file), std::move(config)),
+      context_(context),
+      weights_(Weights::load(*file_, config_, context, progress)) {}
 
 std::unique_ptr<SpanProfiler> Transformer::make_span_profiler(Progress& progress) {
   return std::make_unique<TransformerProfiler>(config_, weights_, context_, progress);
@@ -85,8 +87,10 @@ void Transformer::run_layer(int64_t layer, const Batch& batch) {
                               {&w.v, bias(w.v_bias), act_.v.data(), kv_dim, Epilogue::kStore}};
   matmul(input(act_.normed, n_tokens, d_model), qkv, context_);
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  apply_rope(config_.rope, rope_table_, act_.q.data(), n_tokens, q_dim, config_.n_heads, config_.head_dim, scale, context_);
-  apply_rope(config_.rope, rope_table_, act_.k.data(), n_tokens, kv_dim, config_.n_kv_heads, config_.head_dim, 1.0f, context_);
+  apply_rope(config_.rope, rope_table_, act_.q.data(), n_tokens, q_dim, config_.n_heads, config_.head_dim, scale,
+             context_);
+  apply_rope(config_.rope, rope_table_, act_.k.data(), n_tokens, kv_dim, config_.n_kv_heads, config_.head_dim, 1.0f,
+             context_);
   attend(layer, batch);
   const MatmulOutput attn_out[] = {{&w.attn_out, nullptr, act_.x.data(), d_model, Epilogue::kAdd}};
   matmul(input(act_.attention, n_tokens, q_dim), attn_out, context_);
@@ -120,7 +124,8 @@ void Transformer::attend(int64_t layer, const Batch& batch) {
       } else {
         const int64_t bytes = kv_storage_bytes(type, d_padded, chunk_slots) * n_kv_heads;
         if (chunk_.size_bytes() < bytes) chunk_ = HugeBuffer(bytes, "the keys of a prefill chunk");
-        std::byte* storage = chunk_.data() + kv_storage_bytes(type, d_padded, first_chunk_slot * n_kv_heads + kv_head * capacity);
+        std::byte* storage =
+            chunk_.data() + kv_storage_bytes(type, d_padded, first_chunk_slot * n_kv_heads + kv_head * capacity);
         sequence.cache->add_runs(layer, kv_head, first, first, head);
         head.runs[static_cast<size_t>(head.n_runs++)] = {storage, capacity, 0, first, n};
       }
@@ -130,7 +135,8 @@ void Transformer::attend(int64_t layer, const Batch& batch) {
   }
   const auto chunk_run = [&](const AttentionHead& head) -> const KvRun* {
     const KvRun& last = head.runs[static_cast<size_t>(head.n_runs - 1)];
-    const bool inside = chunk_.data() != nullptr && last.storage >= chunk_.data() && last.storage < chunk_.data() + chunk_.size_bytes();
+    const bool inside =
+        chunk_.data() != nullptr && last.storage >= chunk_.data() && last.storage < chunk_.data() + chunk_.size_bytes();
     return inside ? &last : nullptr;
   };
   const auto for_each_head = [&](auto body) {
@@ -149,8 +155,8 @@ void Transformer::attend(int64_t layer, const Batch& batch) {
     const KvRun* chunk = chunk_run(head);
     const KvHeadLayout& layout = sequence.cache->layout().head(layer, kv_head);
     if (chunk != nullptr && sequence.n_rows % kTileSlots != 0) {
-      // The last tiles have slots that nothing is written to. What another chunk left there may be NaN when read as this
-      // one's numbers, and a weight of 0 does not hide that.
+      // The last tiles have slots that nothing is written to. What another chunk left there may be NaN when read as
+      // this one's numbers, and a weight of 0 does not hide that.
       const int64_t tile_bytes = kv_tile_bytes(type, d_padded), n_tiles = chunk->capacity / kTileSlots;
       std::byte* storage = const_cast<std::byte*>(chunk->storage);
       std::memset(storage + (n_tiles - 1) * tile_bytes, 0, static_cast<size_t>(tile_bytes));
@@ -159,13 +165,16 @@ void Transformer::attend(int64_t layer, const Batch& batch) {
     for (int64_t i = 0; i < sequence.n_rows; ++i) {
       const int64_t at = ((sequence.first_row + i) * n_kv_heads + kv_head) * config_.head_dim;
       const int64_t slot = chunk != nullptr ? i : layout.slot(sequence.cache->n_tokens() + i);
-      std::byte* storage = chunk != nullptr ? const_cast<std::byte*>(chunk->storage) : sequence.cache->storage(layer, kv_head);
+      std::byte* storage =
+          chunk != nullptr ? const_cast<std::byte*>(chunk->storage) : sequence.cache->storage(layer, kv_head);
       kernels().write_kv_slot(type, act_.k.data() + at, act_.v.data() + at, config_.head_dim, d_padded,
                               chunk != nullptr ? chunk->capacity : layout.capacity(), slot, storage);
     }
   });
 
-  attention_.run({type, config_.n_heads, n_kv_heads, config_.head_dim, act_.q.data(), act_.attention.data(), attention_sequences_}, context_);
+  attention_.run(
+      {type, config_.n_heads, n_kv_heads, config_.head_dim, act_.q.data(), act_.attention.data(), attention_sequences_},
+      context_);
 
   for_each_head([&](const BatchSequence& sequence, int64_t kv_head, const AttentionHead& head) {
     const KvRun* chunk = chunk_run(head);
@@ -175,8 +184,8 @@ void Transformer::attend(int64_t layer, const Batch& batch) {
     for (int64_t i = 0; i < chunk->n_keys; ++i) {
       const int64_t position = chunk->first_position + i;
       if (position >= layout.n_sink && position < end - layout.ring_slots) continue;  // overwritten within this chunk
-      copy_kv_slot(type, d_padded, chunk->storage, chunk->capacity, i, sequence.cache->storage(layer, kv_head), layout.capacity(),
-                   layout.slot(position));
+      copy_kv_slot(type, d_padded, chunk->storage, chunk->capacity, i, sequence.cache->storage(layer, kv_head),
+                   layout.capacity(), layout.slot(position));
     }
   });
 }
@@ -185,13 +194,14 @@ void Transformer::logits(std::span<const int64_t> rows, float* out) {
   const int64_t n = static_cast<int64_t>(rows.size()), d = config_.d_model;
   POLYSPAN_CHECK(n >= 1 && n <= act_.capacity);
   for (int64_t i = 0; i < n; ++i)
-    kernels().rmsnorm_row(act_.x.data() + rows[static_cast<size_t>(i)] * d, weights_.output_norm.data(), d, config_.norm_eps,
-                          act_.normed.data() + i * d);
+    kernels().rmsnorm_row(act_.x.data() + rows[static_cast<size_t>(i)] * d, weights_.output_norm.data(), d,
+                          config_.norm_eps, act_.normed.data() + i * d);
   const MatmulOutput output[] = {{&weights_.output, nullptr, out, config_.vocab_size, Epilogue::kStore}};
   matmul(input(act_.normed, n, d), output, context_);
 }
 
-std::unique_ptr<Model> make_transformer(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context, Progress& progress) {
+std::unique_ptr<Model> make_transformer(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context,
+                                        Progress& progress) {
   return std::make_unique<Transformer>(std::move(file), std::move(config), context, progress);
 }
 

@@ -1,4 +1,5 @@
-// model/transformer.h: the pre-norm decoder with RMSNorm, RoPE, grouped-query span attention and SwiGLU (arXiv 2302.13971).
+// model/transformer.h: the pre-norm decoder with RMSNorm, RoPE, grouped-query span attention and SwiGLU (arXiv
+// 2302.13971).
 #pragma once
 
 #include <memory>
@@ -46,10 +47,11 @@ class Transformer final : public Model {
   SpanAttention attention_;
   // Keys and values of a chunk that would overwrite ring slots its own queries still need; one layer at a time.
   HugeBuffer chunk_;
-  std::vector<AttentionHead> heads_;            // [n_sequences * n_kv_heads] of the current layer
+  std::vector<AttentionHead> heads_;  // [n_sequences * n_kv_heads] of the current layer
   std::vector<AttentionSequence> attention_sequences_;
 };
 
-std::unique_ptr<Model> make_transformer(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context, Progress& progress);
+std::unique_ptr<Model> make_transformer(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context,
+                                        Progress& progress);
 
 }  // namespace polyspan

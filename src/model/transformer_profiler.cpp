@@ -16,13 +16,19 @@ int64_t floats(int64_t n) { return n * static_cast<int64_t>(sizeof(float)); }
 
 }  // namespace
 
-TransformerProfiler::TransformerProfiler(const ModelConfig& config, const Weights& weights, OpContext& context, Progress& progress)
-    : config_(config), weights_(weights), context_(context), transposed_(weights, context, progress),
-      q_dim_(config.n_heads * config.head_dim), kv_dim_(config.n_kv_heads * config.head_dim) {
+TransformerProfiler::TransformerProfiler(const ModelConfig& config, const Weights& weights, OpContext& context,
+                                         Progress& progress)
+    : config_(config),
+      weights_(weights),
+      context_(context),
+      transposed_(weights, context, progress),
+      q_dim_(config.n_heads * config.head_dim),
+      kv_dim_(config.n_kv_heads * config.head_dim) {
   const auto size = [](int64_t width) { return static_cast<size_t>(kChunk * width); };
   normed_.resize(size(config.d_model)), mid_.resize(size(config.d_model)), d_normed_.resize(size(config.d_model));
   gate_.resize(size(config.d_ff)), up_.resize(size(config.d_ff)), d_act_.resize(size(config.d_ff));
-  blocks_.resize(size(std::max({config.d_model, q_dim_, config.d_ff})) / kBlockCols + static_cast<size_t>(kTargetChunk * config.vocab_size / kBlockCols) + 1);
+  blocks_.resize(size(std::max({config.d_model, q_dim_, config.d_ff})) / kBlockCols +
+                 static_cast<size_t>(kTargetChunk * config.vocab_size / kBlockCols) + 1);
 }
 
 GradientShape TransformerProfiler::gradient_shape(int64_t n_tokens) const {
@@ -42,7 +48,16 @@ void TransformerProfiler::reserve(int64_t n) {
   memory_ = HugeBuffer();
   check_memory_available(bytes_needed(n), "the stored activations of a profile");
   const int64_t d = config_.d_model, n_layers = config_.n_layers;
-  const int64_t sizes[] = {(n_layers + 1) * d, n_layers * q_dim_, n_layers * config_.n_heads, q_dim_, kv_dim_, kv_dim_, q_dim_, kv_dim_, kv_dim_, q_dim_};
+  const int64_t sizes[] = {(n_layers + 1) * d,
+                           n_layers * q_dim_,
+                           n_layers * config_.n_heads,
+                           q_dim_,
+                           kv_dim_,
+                           kv_dim_,
+                           q_dim_,
+                           kv_dim_,
+                           kv_dim_,
+                           q_dim_};
   float** const views[] = {&inputs_, &attention_, &log_sum_, &q_, &k_, &v_, &d_q_, &d_k_, &d_v_, &d_attention_};
   int64_t width = 0;
   for (const int64_t size : sizes) width += size;
@@ -75,11 +90,13 @@ MatmulInput TransformerProfiler::input(const float* values, int64_t n, int64_t d
 void TransformerProfiler::norm(const float* x, const std::vector<float>& weight, int64_t n, float* out) const {
   const int64_t d = config_.d_model;
   context_.team().split(n, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) kernels().rmsnorm_row(x + t * d, weight.data(), d, config_.norm_eps, out + t * d);
+    for (int64_t t = begin; t < end; ++t)
+      kernels().rmsnorm_row(x + t * d, weight.data(), d, config_.norm_eps, out + t * d);
   });
 }
 
-void TransformerProfiler::norm_gradient(const float* x, const std::vector<float>& weight, const float* d_y, int64_t n, float* d_x) const {
+void TransformerProfiler::norm_gradient(const float* x, const std::vector<float>& weight, const float* d_y, int64_t n,
+                                        float* d_x) const {
   const int64_t d = config_.d_model;
   context_.team().split(n, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t)
@@ -106,20 +123,23 @@ void TransformerProfiler::queries_and_keys(int64_t layer) {
 void TransformerProfiler::middle(int64_t layer, const Rows& rows, float* out) {
   const float* x = layer_input(layer, rows.first);
   std::copy(x, x + rows.n * config_.d_model, out);
-  const MatmulOutput attn_out[] = {{&weights_.layers[static_cast<size_t>(layer)].attn_out, nullptr, out, config_.d_model, Epilogue::kAdd}};
+  const MatmulOutput attn_out[] = {
+      {&weights_.layers[static_cast<size_t>(layer)].attn_out, nullptr, out, config_.d_model, Epilogue::kAdd}};
   matmul(input(attention_out(layer, rows.first), rows.n, q_dim_), attn_out, context_);
 }
 
 std::vector<TargetScore> TransformerProfiler::forward(const ProfileRequest& request) {
   const int64_t n = std::ssize(request.tokens), d = config_.d_model;
   POLYSPAN_CHECK(n >= 1 && !request.targets.empty() && std::ssize(request.spans) == config_.n_layers * config_.n_heads);
-  POLYSPAN_CHECK(std::is_sorted(request.targets.begin(), request.targets.end()) && request.targets.front() >= 1 && request.targets.back() < n);
+  POLYSPAN_CHECK(std::is_sorted(request.targets.begin(), request.targets.end()) && request.targets.front() >= 1 &&
+                 request.targets.back() < n);
   reserve(n);
   for (int64_t t = 0; t < n; ++t) weights_.embedding(request.tokens[static_cast<size_t>(t)], layer_input(0, t));
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
     queries_and_keys(layer);
-    attention_op_->forward(q_, request.spans.data() + layer * config_.n_heads, attention_out(layer, 0), log_sum(layer), context_);
+    attention_op_->forward(q_, request.spans.data() + layer * config_.n_heads, attention_out(layer, 0), log_sum(layer),
+                           context_);
     for_each_chunk([&](const Rows& rows) {
       float* x = layer_input(layer + 1, rows.first);
       middle(layer, rows, x);
@@ -133,7 +153,8 @@ std::vector<TargetScore> TransformerProfiler::forward(const ProfileRequest& requ
   for_each_target(request.targets, [&](int64_t first, float* values, int64_t n_rows) {
     for (int64_t i = 0; i < n_rows; ++i) {
       const int64_t target = request.targets[static_cast<size_t>(first + i)];
-      scores.push_back(score_target(values + i * config_.vocab_size, config_.vocab_size, request.tokens[static_cast<size_t>(target)]));
+      scores.push_back(score_target(values + i * config_.vocab_size, config_.vocab_size,
+                                    request.tokens[static_cast<size_t>(target)]));
     }
   });
   return scores;
@@ -142,7 +163,8 @@ std::vector<TargetScore> TransformerProfiler::forward(const ProfileRequest& requ
 void TransformerProfiler::logits(std::span<const int64_t> rows, float* out) {
   const int64_t n = std::ssize(rows), d = config_.d_model;
   for (int64_t i = 0; i < n; ++i)
-    kernels().rmsnorm_row(layer_input(config_.n_layers, rows[static_cast<size_t>(i)]), weights_.output_norm.data(), d, config_.norm_eps, normed_.data() + i * d);
+    kernels().rmsnorm_row(layer_input(config_.n_layers, rows[static_cast<size_t>(i)]), weights_.output_norm.data(), d,
+                          config_.norm_eps, normed_.data() + i * d);
   const MatmulOutput output[] = {{&weights_.output, nullptr, out, config_.vocab_size, Epilogue::kStore}};
   matmul(input(normed_.data(), n, d), output, context_);
 }
@@ -153,13 +175,15 @@ void TransformerProfiler::for_each_target(std::span<const int64_t> targets, Visi
   std::vector<float> values(static_cast<size_t>(std::min(kTargetChunk, n_targets) * config_.vocab_size));
   for (int64_t first = 0; first < n_targets; first += kTargetChunk) {
     std::vector<int64_t> rows;
-    for (int64_t i = first; i < std::min(n_targets, first + kTargetChunk); ++i) rows.push_back(targets[static_cast<size_t>(i)] - 1);
+    for (int64_t i = first; i < std::min(n_targets, first + kTargetChunk); ++i)
+      rows.push_back(targets[static_cast<size_t>(i)] - 1);
     logits(rows, values.data());
     visit(first, values.data(), std::ssize(rows));
   }
 }
 
-// gradient_ of the last layer's output. Of -log p: p_j - [j = target]; of -log(p / (1 - p)): that over 1 - p of the target.
+// gradient_ of the last layer's output. Of -log p: p_j - [j = target]; of -log(p / (1 - p)): that over 1 - p of the
+// target.
 void TransformerProfiler::loss_gradient(const ProfileRequest& request) {
   const int64_t d = config_.d_model, vocab = config_.vocab_size;
   gradient_.assign(static_cast<size_t>(n_tokens_ * d), 0.0f);
@@ -169,7 +193,8 @@ void TransformerProfiler::loss_gradient(const ProfileRequest& request) {
       float* row = values + i * vocab;
       const int32_t target = request.tokens[static_cast<size_t>(request.targets[static_cast<size_t>(first + i)])];
       const float largest = kernels().max_value(row, vocab);
-      const double total = kernels().sum_exp(row, vocab, largest), of_target = std::exp(static_cast<double>(row[target]) - static_cast<double>(largest));
+      const double total = kernels().sum_exp(row, vocab, largest),
+                   of_target = std::exp(static_cast<double>(row[target]) - static_cast<double>(largest));
       const double others = std::max(total - of_target, 1e-30 * total);
       const bool odds = request.loss == ProfileLoss::kLogOdds;
       const float scale = static_cast<float>(static_cast<double>(share) / (odds ? others : total));
@@ -180,8 +205,8 @@ void TransformerProfiler::loss_gradient(const ProfileRequest& request) {
     matmul(input(values, n, vocab), back, context_);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t row = request.targets[static_cast<size_t>(first + i)] - 1;
-      kernels().rmsnorm_gradient_row(layer_input(config_.n_layers, row), weights_.output_norm.data(), d_normed_.data() + i * d, d, config_.norm_eps,
-                                     gradient_.data() + row * d);
+      kernels().rmsnorm_gradient_row(layer_input(config_.n_layers, row), weights_.output_norm.data(),
+                                     d_normed_.data() + i * d, d, config_.norm_eps, gradient_.data() + row * d);
     }
   });
 }
@@ -194,7 +219,8 @@ void TransformerProfiler::ffn_backward(int64_t layer) {
     float* gradient = gradient_.data() + rows.first * d;
     middle(layer, rows, mid_.data());
     norm(mid_.data(), w.ffn_norm, rows.n, normed_.data());
-    const MatmulOutput gate_up[] = {{&w.gate, nullptr, gate_.data(), d_ff, Epilogue::kStore}, {&w.up, nullptr, up_.data(), d_ff, Epilogue::kStore}};
+    const MatmulOutput gate_up[] = {{&w.gate, nullptr, gate_.data(), d_ff, Epilogue::kStore},
+                                    {&w.up, nullptr, up_.data(), d_ff, Epilogue::kStore}};
     matmul(input(normed_.data(), rows.n, d), gate_up, context_);
     const MatmulOutput down[] = {{&t.down, nullptr, d_act_.data(), d_ff, Epilogue::kStore}};
     matmul(input(gradient, rows.n, d), down, context_);
@@ -239,7 +265,8 @@ void TransformerProfiler::attention_backward(int64_t layer, const ProfileRequest
   if (!go_on) return;
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   apply_rope(config_.rope, inverse_rope_, d_q_, n_tokens_, q_dim_, config_.n_heads, config_.head_dim, scale, context_);
-  apply_rope(config_.rope, inverse_rope_, d_k_, n_tokens_, kv_dim_, config_.n_kv_heads, config_.head_dim, 1.0f, context_);
+  apply_rope(config_.rope, inverse_rope_, d_k_, n_tokens_, kv_dim_, config_.n_kv_heads, config_.head_dim, 1.0f,
+             context_);
   for_each_chunk([&](const Rows& rows) {
     const auto back = [&](const float* d_y, int64_t width, const PackedMatrix& weight, Epilogue epilogue) {
       const MatmulOutput out[] = {{&weight, nullptr, d_normed_.data(), d, epilogue}};
@@ -248,7 +275,8 @@ void TransformerProfiler::attention_backward(int64_t layer, const ProfileRequest
     back(d_q_, q_dim_, t.q, Epilogue::kStore);
     back(d_k_, kv_dim_, t.k, Epilogue::kAdd);
     back(d_v_, kv_dim_, t.v, Epilogue::kAdd);
-    norm_gradient(layer_input(layer, rows.first), w.attn_norm, d_normed_.data(), rows.n, gradient_.data() + rows.first * d);
+    norm_gradient(layer_input(layer, rows.first), w.attn_norm, d_normed_.data(), rows.n,
+                  gradient_.data() + rows.first * d);
   });
 }
 

@@ -52,7 +52,7 @@ class TransformerProfiler final : public SpanProfiler {
   template <typename Visit>
   void for_each_target(std::span<const int64_t> targets, Visit visit);
   void loss_gradient(const ProfileRequest& request);
-  void ffn_backward(int64_t layer);                                                  // gradient_: of a layer's output -> of its middle
+  void ffn_backward(int64_t layer);  // gradient_: of a layer's output -> of its middle
   void attention_backward(int64_t layer, const ProfileRequest& request, SpanInfluence& influence);  // -> of its input
 
   const ModelConfig& config_;
@@ -68,8 +68,8 @@ class TransformerProfiler final : public SpanProfiler {
   float *d_q_ = nullptr, *d_k_ = nullptr, *d_v_ = nullptr, *d_attention_ = nullptr;
   std::optional<SpanGradient> attention_op_;
   RopeTable rope_, inverse_rope_;
-  std::vector<float> gradient_;                                          // [n_tokens, d_model]
-  std::vector<float> normed_, mid_, gate_, up_, d_act_, d_normed_;       // of one chunk
+  std::vector<float> gradient_;                                     // [n_tokens, d_model]
+  std::vector<float> normed_, mid_, gate_, up_, d_act_, d_normed_;  // of one chunk
   std::vector<ActBlock> blocks_;
 };
 

@@ -34,7 +34,10 @@ struct Profiled {
   TransformerReference reference;
 
   explicit Profiled(const ProfileCase& c, int n_threads = 1)
-      : t(config(c), n_threads), tokens(random_tokens(t, 90, 3)), loss(c.loss), reference(t.model->file(), t.model->config()) {
+      : t(config(c), n_threads),
+        tokens(random_tokens(t, 90, 3)),
+        loss(c.loss),
+        reference(t.model->file(), t.model->config()) {
     for (int64_t p : {1, 20, 55, 56, 70, 88, 89}) targets.push_back(p);
     const ModelConfig& m = t.model->config();
     for (int64_t i = 0; i < m.n_layers * m.n_heads; ++i) spans.push_back({i % 3 == 0 ? 90 : 10 + 23 * i % 60, 4});
@@ -67,7 +70,8 @@ TEST(TransformerProfiler, ForwardIsTheReference) {
     Profiled p({c.arch, c.n_heads, c.n_kv_heads, c.tied, ProfileLoss::kCrossEntropy});
     const auto profiler = p.t.model->make_span_profiler(no_progress());
     double loss = 0;
-    for (const TargetScore& score : profiler->forward(p.request())) loss -= score.log_probability / static_cast<double>(p.targets.size());
+    for (const TargetScore& score : profiler->forward(p.request()))
+      loss -= score.log_probability / static_cast<double>(p.targets.size());
     EXPECT_NEAR(loss, p.true_loss(), 2e-6 * p.true_loss());
   }
 }
@@ -84,7 +88,8 @@ TEST(TransformerProfiler, InputGradientIsTheFiniteDifference) {
       Random random(seed);
       const std::vector<float> direction = random.vector(std::ssize(gradient));
       double expected = 0, step = 1e-4;
-      for (size_t i = 0; i < gradient.size(); ++i) expected += static_cast<double>(gradient[i]) * static_cast<double>(direction[i]);
+      for (size_t i = 0; i < gradient.size(); ++i)
+        expected += static_cast<double>(gradient[i]) * static_cast<double>(direction[i]);
       const auto moved = [&](double by) {
         p.reference.input_offset.assign(direction.begin(), direction.end());
         for (double& value : p.reference.input_offset) value *= by;
@@ -117,10 +122,12 @@ TEST(TransformerProfiler, EffectsOfSpansAreFiniteDifferences) {
           };
           constexpr double kStep = 1e-3;
           const double difference = (blended(kStep) - blended(-kStep)) / (2 * kStep);
-          EXPECT_NEAR(influence.span[influence.at(layer, head, candidate)], difference, 1e-4 * largest + 1e-4 * std::abs(difference))
+          EXPECT_NEAR(influence.span[influence.at(layer, head, candidate)], difference,
+                      1e-4 * largest + 1e-4 * std::abs(difference))
               << "layer " << layer << " head " << head << " span " << span;
         }
-    for (size_t i = 0; i < influence.span.size(); ++i) EXPECT_LE(std::abs(influence.span[i]), influence.span_abs[i] * (1 + 1e-9));
+    for (size_t i = 0; i < influence.span.size(); ++i)
+      EXPECT_LE(std::abs(influence.span[i]), influence.span_abs[i] * (1 + 1e-9));
   }
 }
 

@@ -51,7 +51,8 @@ class TransformerReference {
         other[static_cast<size_t>(blend.head)].span = blend.span;
         const std::vector<Vector> changed = attention(prefix, y_attention, other);
         for (size_t t = 0; t < x.size(); ++t)
-          for (size_t i = 0; i < attended[t].size(); ++i) attended[t][i] += blend.amount * (changed[t][i] - attended[t][i]);
+          for (size_t i = 0; i < attended[t].size(); ++i)
+            attended[t][i] += blend.amount * (changed[t][i] - attended[t][i]);
       }
       for (size_t t = 0; t < x.size(); ++t) add(x[t], product(prefix + "attn_output", attended[t], d_model));
       const std::vector<Vector> y = normed(x, prefix + "ffn_norm.weight");

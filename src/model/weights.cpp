@@ -26,7 +26,8 @@ struct PackJob {
 constexpr int64_t kAlignment = 4096;  // a matrix starts on a page
 
 // Packs in slices and drops the file's pages behind: at most a few MB of the file are resident at a time.
-void pack(const PackJob& job, std::byte* memory, const GgufFile& file, OpContext& context, Progress& progress, int64_t& done) {
+void pack(const PackJob& job, std::byte* memory, const GgufFile& file, OpContext& context, Progress& progress,
+          int64_t& done) {
   const PackedMatrix& m = *job.matrix;
   const int64_t file_row_bytes = row_bytes(m.type, m.d_in);
   const int64_t tiles_per_slice = std::max<int64_t>(1, (8 << 20) / (file_row_bytes * 16));
@@ -36,8 +37,10 @@ void pack(const PackJob& job, std::byte* memory, const GgufFile& file, OpContext
       pack_tiles(m.type, job.tensor->data.data(), m.d_out, m.d_in, first + begin, first + end, memory + job.offset);
     });
     const int64_t byte_begin = first * 16 * file_row_bytes;
-    const int64_t byte_end = std::min<int64_t>((first + n) * 16 * file_row_bytes, static_cast<int64_t>(job.tensor->data.size()));
-    file.mapping().release(job.tensor->data.subspan(static_cast<size_t>(byte_begin), static_cast<size_t>(byte_end - byte_begin)));
+    const int64_t byte_end =
+        std::min<int64_t>((first + n) * 16 * file_row_bytes, static_cast<int64_t>(job.tensor->data.size()));
+    file.mapping().release(
+        job.tensor->data.subspan(static_cast<size_t>(byte_begin), static_cast<size_t>(byte_end - byte_begin)));
     done += byte_end - byte_begin;
     progress.update(done);
   }
@@ -53,7 +56,8 @@ Weights Weights::load(const GgufFile& file, const ModelConfig& config, OpContext
     const GgufTensor& tensor = file.get_tensor(name, std::vector<int64_t>{d_in, d_out});
     matrix = {tensor.type, d_out, d_in, nullptr};
     if (matrix.is_quantized() && d_in % 32 != 0)
-      throw Error::bad_file(file.path(), "tensor ", name, " has rows of ", d_in, " ", dtype_name(tensor.type), " values; wanted a multiple of 32");
+      throw Error::bad_file(file.path(), "tensor ", name, " has rows of ", d_in, " ", dtype_name(tensor.type),
+                            " values; wanted a multiple of 32");
     jobs.push_back({&tensor, &matrix, bytes});
     bytes += (packed_bytes(tensor.type, d_out, d_in) + kAlignment - 1) / kAlignment * kAlignment;
     file_bytes += static_cast<int64_t>(tensor.data.size());

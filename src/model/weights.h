@@ -18,12 +18,12 @@
 namespace polyspan {
 
 struct LayerWeights {
-  std::vector<float> attn_norm, ffn_norm;            // [d_model]
-  std::vector<float> q_bias, k_bias, v_bias;         // [n_heads * head_dim], [n_kv_heads * head_dim] x 2; or empty
-  PackedMatrix q, k, v;                              // [n_heads * head_dim, d_model], [n_kv_heads * head_dim, d_model] x 2
-  PackedMatrix attn_out;                             // [d_model, n_heads * head_dim]
-  PackedMatrix gate, up;                             // [d_ff, d_model]
-  PackedMatrix down;                                 // [d_model, d_ff]
+  std::vector<float> attn_norm, ffn_norm;     // [d_model]
+  std::vector<float> q_bias, k_bias, v_bias;  // [n_heads * head_dim], [n_kv_heads * head_dim] x 2; or empty
+  PackedMatrix q, k, v;                       // [n_heads * head_dim, d_model], [n_kv_heads * head_dim, d_model] x 2
+  PackedMatrix attn_out;                      // [d_model, n_heads * head_dim]
+  PackedMatrix gate, up;                      // [d_ff, d_model]
+  PackedMatrix down;                          // [d_model, d_ff]
 };
 
 class Weights {

@@ -82,7 +82,8 @@ POLYSPAN_INLINE void q8_scores(const std::byte* tile, const SplitQuery* q, int64
 // out[kRep][kCols * 16] += weights x values for the slots of one run (f16, bf16). weights: [kRep], kDecodeScratchSlots
 // apart; index 0 is the first slot of the run's first tile.
 template <KvType kType, int kRep, int kCols>
-POLYSPAN_INLINE void add_half_values(const KvRun& run, const float* weights, int64_t head_dim, int64_t col, float* out) {
+POLYSPAN_INLINE void add_half_values(const KvRun& run, const float* weights, int64_t head_dim, int64_t col,
+                                     float* out) {
   F32x16 acc[kRep][kCols];
   for (int r = 0; r < kRep; ++r)
     for (int c = 0; c < kCols; ++c) acc[r][c] = load(out + r * head_dim + col + 16 * c);
@@ -118,7 +119,8 @@ void split_weights(const float* weights, int64_t n, SplitWeights& out) {
 
 // The same for q8 values, in integers: exact but for the 16-bit weights.
 template <int kRep, int kCols>
-POLYSPAN_INLINE void add_q8_values(const KvRun& run, const SplitWeights* weights, int64_t at, int64_t head_dim, int64_t col, float* out) {
+POLYSPAN_INLINE void add_q8_values(const KvRun& run, const SplitWeights* weights, int64_t at, int64_t head_dim,
+                                   int64_t col, float* out) {
   I32x16 high[kRep][kCols], low[kRep][kCols];
   for (int r = 0; r < kRep; ++r)
     for (int c = 0; c < kCols; ++c) high[r][c] = low[r][c] = broadcast_i32(0);
@@ -144,7 +146,8 @@ POLYSPAN_INLINE void add_q8_values(const KvRun& run, const SplitWeights* weights
   for (int r = 0; r < kRep; ++r)
     for (int c = 0; c < kCols; ++c) {
       float* o = out + r * head_dim + col + 16 * c;
-      store(o, fma(fma(to_f32(high[r][c]), broadcast(256.0f), to_f32(low[r][c])), broadcast(weights[r].scale), load(o)));
+      store(o,
+            fma(fma(to_f32(high[r][c]), broadcast(256.0f), to_f32(low[r][c])), broadcast(weights[r].scale), load(o)));
     }
 }
 
@@ -201,7 +204,8 @@ void decode_group(const DecodeAttentionArgs& args, int64_t first_head) {
       }
       const int64_t run_begin = run.first_slot - tile * kTileSlots;
       for (int r = 0; r < kRep; ++r) {
-        const LaneVisibility visible(spans[r], args.position, run.first_position - run_begin, run_begin, run_begin + run.n_keys);
+        const LaneVisibility visible(spans[r], args.position, run.first_position - run_begin, run_begin,
+                                     run_begin + run.n_keys);
         if (!visible.all(kTileSlots)) s[r] = visible.mask(s[r], 0);
         largest[r] = max(largest[r], s[r]);
         store(scores + r * kDecodeScratchSlots + n_slots, s[r]);
@@ -230,14 +234,16 @@ void decode_group(const DecodeAttentionArgs& args, int64_t first_head) {
     constexpr int kCols = kRep <= 3 ? 4 : kRep <= 6 ? 2 : 1;  // 24 accumulators at most
     for_each_run(args, [&](const KvRun& run, int64_t at) POLYSPAN_LAMBDA_INLINE {
       int64_t col = 0;
-      for (; col + 16 * kCols <= head_dim; col += 16 * kCols) add_q8_values<kRep, kCols>(run, weights, at, head_dim, col, out);
+      for (; col + 16 * kCols <= head_dim; col += 16 * kCols)
+        add_q8_values<kRep, kCols>(run, weights, at, head_dim, col, out);
       for (; col < head_dim; col += 16) add_q8_values<kRep, 1>(run, weights, at, head_dim, col, out);
     });
   } else {
     constexpr int kCols = kRep <= 6 ? 4 : 2;  // 24 accumulators at most
     for_each_run(args, [&](const KvRun& run, int64_t at) POLYSPAN_LAMBDA_INLINE {
       int64_t col = 0;
-      for (; col + 16 * kCols <= head_dim; col += 16 * kCols) add_half_values<kType, kRep, kCols>(run, scores + at, head_dim, col, out);
+      for (; col + 16 * kCols <= head_dim; col += 16 * kCols)
+        add_half_values<kType, kRep, kCols>(run, scores + at, head_dim, col, out);
       for (; col < head_dim; col += 16) add_half_values<kType, kRep, 1>(run, scores + at, head_dim, col, out);
     });
   }
@@ -265,7 +271,8 @@ POLYSPAN_INLINE F32x16 clamp_to_f16(F32x16 x) { return min(max(x, broadcast(-655
 void encode_row(KvType type, const float* x, int64_t n, int64_t n_padded, uint16_t* half, int8_t* codes, float* scale) {
   if (type == KvType::kQ8) {
     F32x16 largest = zero_f32();
-    for (int64_t i = 0; i < n_padded; i += kLanes) largest = max(largest, abs(load_first(x + i, n - i < 0 ? 0 : n - i > 16 ? 16 : n - i)));
+    for (int64_t i = 0; i < n_padded; i += kLanes)
+      largest = max(largest, abs(load_first(x + i, n - i < 0 ? 0 : n - i > 16 ? 16 : n - i)));
     const float max_x = reduce_max(largest);
     *scale = max_x / 127.0f;
     const float inverse = max_x > kLeastScaled ? 127.0f / max_x : 0.0f;

@@ -69,9 +69,8 @@ void matmul(const MatmulInput& x, std::span<const MatmulOutput> outputs, OpConte
       for (int64_t pair = begin; pair < end; ++pair) run_item(pair, 0, thread);
     });
   } else {
-    context.team().each(total_pairs * n_token_parts, [&](int64_t item, int thread) {
-      run_item(item % total_pairs, item / total_pairs, thread);
-    });
+    context.team().each(total_pairs * n_token_parts,
+                        [&](int64_t item, int thread) { run_item(item % total_pairs, item / total_pairs, thread); });
   }
 }
 
@@ -106,9 +105,8 @@ void matmul_swiglu(const MatmulInput& x, const PackedMatrix& gate, const PackedM
       for (int64_t tile = begin; tile < end; ++tile) run_item(tile, 0, thread);
     });
   } else {
-    context.team().each(n_tiles * n_token_parts, [&](int64_t item, int thread) {
-      run_item(item % n_tiles, item / n_tiles, thread);
-    });
+    context.team().each(n_tiles * n_token_parts,
+                        [&](int64_t item, int thread) { run_item(item % n_tiles, item / n_tiles, thread); });
   }
 }
 

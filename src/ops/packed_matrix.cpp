@@ -142,7 +142,8 @@ void pack_codes(const uint8_t* codes, int64_t row, uint8_t* out) {
   constexpr int kLowBits = Traits::kHas4 ? 4 : 0;
   if constexpr (Traits::kHas4) {
     for (int i = 0; i < 4; ++i)
-      store_quad(out + 64 * i, row, (load_quad(codes, i) & 0x0f0f0f0fu) | ((load_quad(codes, i + 4) & 0x0f0f0f0fu) << 4));
+      store_quad(out + 64 * i, row,
+                 (load_quad(codes, i) & 0x0f0f0f0fu) | ((load_quad(codes, i + 4) & 0x0f0f0f0fu) << 4));
     out += 256;
   }
   if constexpr (Traits::kHas2) {
@@ -172,7 +173,8 @@ void pack_quantized_tile(const std::byte* rows, int64_t n_rows, int64_t d_in, ui
     uint8_t* super = tile + s * Offsets::kSuperBytes;
     for (int64_t row = 0; row < n_rows; ++row) {
       DecodedSuper decoded;
-      decode_super<kType>(reinterpret_cast<const uint8_t*>(rows) + row * file_row_bytes + s * file_super_bytes, decoded);
+      decode_super<kType>(reinterpret_cast<const uint8_t*>(rows) + row * file_row_bytes + s * file_super_bytes,
+                          decoded);
       for (int64_t b = 0; b < Traits::kBlocks; ++b)
         pack_codes<kType>(decoded.codes + 32 * b, row, super + Offsets::kCodes + b * Traits::kCodeBytes);
       if constexpr (Traits::kKQuant) {
@@ -238,7 +240,8 @@ void pack_float_tile(const std::byte* rows, int64_t n_rows, int64_t d_in, int64_
   if (n_rows < kTileRows) std::memset(tile, 0, static_cast<size_t>(d_in * kTileRows * bytes));
   for (int64_t row = 0; row < n_rows; ++row)
     for (int64_t col = 0; col < d_in; ++col)
-      std::memcpy(tile + (col * kTileRows + row) * bytes, rows + (row * d_in + col) * bytes, static_cast<size_t>(bytes));
+      std::memcpy(tile + (col * kTileRows + row) * bytes, rows + (row * d_in + col) * bytes,
+                  static_cast<size_t>(bytes));
 }
 
 // Calls body.operator()<kType>() for a quantised type.

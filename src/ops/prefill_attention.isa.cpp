@@ -1,6 +1,6 @@
 // ops/prefill_attention.isa.cpp: attention of many query rows over one KV head as a tiled online softmax
-// (FlashAttention, arXiv 2205.14135, algorithm 1). Tiles of 64 keys are turned into floats once for all rows; a tile that
-// no row may see is never read. Bound by multiply-adds: 4 * head_dim operations a visible (row, key) pair.
+// (FlashAttention, arXiv 2205.14135, algorithm 1). Tiles of 64 keys are turned into floats once for all rows; a tile
+// that no row may see is never read. Bound by multiply-adds: 4 * head_dim operations a visible (row, key) pair.
 #include "ops/block_multiply.isa.h"
 #include "ops/isa_tables.h"
 #include "ops/kv_tile.isa.h"
@@ -115,18 +115,23 @@ void prefill(const PrefillAttentionArgs& args) {
         const int64_t row_last = row + kRows - 1 < n_rows ? row + kRows - 1 : n_rows - 1;
         const int64_t p_last = args.first_position + row_last / n_rep;
         if (first > p_last || (first >= n_sink && last <= p_first - longest)) continue;
-        multiply_rows<kRows, false>({s.q + row * head_dim, head_dim, 1}, s.keys, kKeys, head_dim, s.scores, kKeys, kKeys);
-        const bool all = begin == 0 && end == kKeys && last <= p_first && (first > p_last - shortest || last < sink_min);
+        multiply_rows<kRows, false>({s.q + row * head_dim, head_dim, 1}, s.keys, kKeys, head_dim, s.scores, kKeys,
+                                    kKeys);
+        const bool all =
+            begin == 0 && end == kKeys && last <= p_first && (first > p_last - shortest || last < sink_min);
         for (int r = 0; r < kRows; ++r) {
           float* scores = s.scores + r * kKeys;
           if (!all) {
             const int64_t query = row + r < n_rows ? (row + r) / n_rep : 0;
-            const LaneVisibility visible(args.spans[(row + r) % n_rep], args.first_position + query, tile_position, begin, end);
-            for (int part = 0; part < 4; ++part) store(scores + 16 * part, visible.mask(load(scores + 16 * part), 16 * part));
+            const LaneVisibility visible(args.spans[(row + r) % n_rep], args.first_position + query, tile_position,
+                                         begin, end);
+            for (int part = 0; part < 4; ++part)
+              store(scores + 16 * part, visible.mask(load(scores + 16 * part), 16 * part));
           }
           softmax_row(scores, s.max + row + r, s.sum + row + r, s.out + (row + r) * head_dim, head_dim);
         }
-        multiply_rows<kRows, true>({s.scores, kKeys, 1}, s.values, head_dim, kKeys, s.out + row * head_dim, head_dim, head_dim);
+        multiply_rows<kRows, true>({s.scores, kKeys, 1}, s.values, head_dim, kKeys, s.out + row * head_dim, head_dim,
+                                   head_dim);
       }
     }
   }

@@ -15,9 +15,9 @@ enum class RopePairing {
 };
 
 struct RopeConfig {
-  int64_t n_dims = 0;           // rotated dimensions of a head (even); the rest passes through
+  int64_t n_dims = 0;  // rotated dimensions of a head (even); the rest passes through
   double base = 10000.0;
-  double linear_scale = 1.0;    // positions are divided by it (linear RoPE scaling)
+  double linear_scale = 1.0;  // positions are divided by it (linear RoPE scaling)
   RopePairing pairing = RopePairing::kInterleaved;
   std::vector<float> frequency_factors;  // [n_dims / 2] or empty: frequencies are divided by them (Llama 3.1 and later)
 };

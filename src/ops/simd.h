@@ -1,4 +1,5 @@
-// ops/simd.h: sixteen-lane vectors for the kernels, in three versions: AVX-512 (with VNNI), AVX2 + FMA + F16C, plain C++.
+// ops/simd.h: sixteen-lane vectors for the kernels, in three versions: AVX-512 (with VNNI), AVX2 + FMA + F16C, plain
+// C++.
 //
 // Included only by *.isa.cpp files, which are compiled once for each level with POLYSPAN_ISA naming the namespace.
 // Everything in such a file has internal linkage or lives in that namespace, and it includes no header with inline code
@@ -41,8 +42,12 @@ static POLYSPAN_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}
 static POLYSPAN_INLINE void store(float* p, F32x16 x) { _mm512_storeu_ps(p, x.v); }
 static POLYSPAN_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 // The first n lanes (0..16); the others are 0 and are not read.
-static POLYSPAN_INLINE F32x16 load_first(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
-static POLYSPAN_INLINE void store_first(float* p, F32x16 x, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), x.v); }
+static POLYSPAN_INLINE F32x16 load_first(const float* p, int64_t n) {
+  return {_mm512_maskz_loadu_ps(first_lanes(n), p)};
+}
+static POLYSPAN_INLINE void store_first(float* p, F32x16 x, int64_t n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), x.v);
+}
 static POLYSPAN_INLINE F32x16 load_f16(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
@@ -115,12 +120,19 @@ static POLYSPAN_INLINE U8x64 operator|(U8x64 a, U8x64 b) { return {_mm512_or_si5
 static POLYSPAN_INLINE U8x64 broadcast_byte(uint8_t x) { return {_mm512_set1_epi8(static_cast<char>(x))}; }
 // Shifts 16-bit lanes: the caller masks the bits that cross a byte.
 template <int kBits>
-static POLYSPAN_INLINE U8x64 shift_right(U8x64 a) { return {_mm512_srli_epi16(a.v, kBits)}; }
+static POLYSPAN_INLINE U8x64 shift_right(U8x64 a) {
+  return {_mm512_srli_epi16(a.v, kBits)};
+}
 template <int kBits>
-static POLYSPAN_INLINE U8x64 shift_left(U8x64 a) { return {_mm512_slli_epi16(a.v, kBits)}; }
-// acc[i] += sum over the 4 bytes of lane i of unsigned w x signed a. kWide: w may exceed 127 (AVX2 then needs more steps).
+static POLYSPAN_INLINE U8x64 shift_left(U8x64 a) {
+  return {_mm512_slli_epi16(a.v, kBits)};
+}
+// acc[i] += sum over the 4 bytes of lane i of unsigned w x signed a. kWide: w may exceed 127 (AVX2 then needs more
+// steps).
 template <bool kWide>
-static POLYSPAN_INLINE I32x16 dot4(I32x16 acc, U8x64 w, U8x64 a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
+static POLYSPAN_INLINE I32x16 dot4(I32x16 acc, U8x64 w, U8x64 a) {
+  return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)};
+}
 static POLYSPAN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 #elif defined(POLYSPAN_ISA_AVX2)
@@ -192,13 +204,23 @@ static POLYSPAN_INLINE void store_u16_split(uint8_t* high, uint8_t* low, F32x16 
   const __m128i lo16 = _mm_packus_epi32(_mm256_castsi256_si128(lo), _mm256_extracti128_si256(lo, 1));
   const __m128i hi16 = _mm_packus_epi32(_mm256_castsi256_si128(hi), _mm256_extracti128_si256(hi, 1));
   const __m128i byte = _mm_set1_epi16(0xff);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm_packus_epi16(_mm_and_si128(lo16, byte), _mm_and_si128(hi16, byte)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm_packus_epi16(_mm_srli_epi16(lo16, 8), _mm_srli_epi16(hi16, 8)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low),
+                   _mm_packus_epi16(_mm_and_si128(lo16, byte), _mm_and_si128(hi16, byte)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high),
+                   _mm_packus_epi16(_mm_srli_epi16(lo16, 8), _mm_srli_epi16(hi16, 8)));
 }
-static POLYSPAN_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
-static POLYSPAN_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
-static POLYSPAN_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
-static POLYSPAN_INLINE F32x16 operator/(F32x16 a, F32x16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+static POLYSPAN_INLINE F32x16 operator+(F32x16 a, F32x16 b) {
+  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+static POLYSPAN_INLINE F32x16 operator-(F32x16 a, F32x16 b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+static POLYSPAN_INLINE F32x16 operator*(F32x16 a, F32x16 b) {
+  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+static POLYSPAN_INLINE F32x16 operator/(F32x16 a, F32x16 b) {
+  return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
 static POLYSPAN_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
@@ -228,17 +250,21 @@ static POLYSPAN_INLINE __m256 half_scale(__m256 a, __m256 n) {  // n within [-12
   const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(a, _mm256_castsi256_ps(bits));
 }
-static POLYSPAN_INLINE F32x16 scale_by_power(F32x16 a, F32x16 n) { return {half_scale(a.lo, n.lo), half_scale(a.hi, n.hi)}; }
+static POLYSPAN_INLINE F32x16 scale_by_power(F32x16 a, F32x16 n) {
+  return {half_scale(a.lo, n.lo), half_scale(a.hi, n.hi)};
+}
 static POLYSPAN_INLINE F32x16 keep_lanes(F32x16 a, int64_t low, int64_t high, float otherwise) {
   const __m256 other = _mm256_set1_ps(otherwise);
   const int64_t first = low < 0 ? 0 : low > 16 ? 16 : low, last = high < 0 ? 0 : high > 16 ? 16 : high;
   const __m256i lo = _mm256_andnot_si256(lanes_before(first), lanes_before(last));
   const __m256i hi = _mm256_andnot_si256(lanes_before(first - 8), lanes_before(last - 8));
-  return {_mm256_blendv_ps(other, a.lo, _mm256_castsi256_ps(lo)), _mm256_blendv_ps(other, a.hi, _mm256_castsi256_ps(hi))};
+  return {_mm256_blendv_ps(other, a.lo, _mm256_castsi256_ps(lo)),
+          _mm256_blendv_ps(other, a.hi, _mm256_castsi256_ps(hi))};
 }
 
 static POLYSPAN_INLINE F32x16 keep_above(F32x16 a, F32x16 x, F32x16 low) {
-  return {_mm256_and_ps(a.lo, _mm256_cmp_ps(x.lo, low.lo, _CMP_GT_OQ)), _mm256_and_ps(a.hi, _mm256_cmp_ps(x.hi, low.hi, _CMP_GT_OQ))};
+  return {_mm256_and_ps(a.lo, _mm256_cmp_ps(x.lo, low.lo, _CMP_GT_OQ)),
+          _mm256_and_ps(a.hi, _mm256_cmp_ps(x.hi, low.hi, _CMP_GT_OQ))};
 }
 
 static POLYSPAN_INLINE I32x16 broadcast_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -390,7 +416,8 @@ static POLYSPAN_INLINE void store_i8(int8_t* p, const F32x16& x) {
 }
 static POLYSPAN_INLINE void store_u16_split(uint8_t* high, uint8_t* low, const F32x16& x) {
   const VecI32 value = nearest(x);
-  const VecU8x16 low_bytes = __builtin_convertvector(value & 0xff, VecU8x16), high_bytes = __builtin_convertvector(value >> 8, VecU8x16);
+  const VecU8x16 low_bytes = __builtin_convertvector(value & 0xff, VecU8x16),
+                 high_bytes = __builtin_convertvector(value >> 8, VecU8x16);
   std::memcpy(low, &low_bytes, sizeof low_bytes);
   std::memcpy(high, &high_bytes, sizeof high_bytes);
 }
@@ -443,9 +470,13 @@ static POLYSPAN_INLINE U8x64 operator&(const U8x64& a, const U8x64& b) { return 
 static POLYSPAN_INLINE U8x64 operator|(const U8x64& a, const U8x64& b) { return {a.v | b.v}; }
 static POLYSPAN_INLINE U8x64 broadcast_byte(uint8_t x) { return {VecU8x64{} + x}; }
 template <int kBits>
-static POLYSPAN_INLINE U8x64 shift_right(const U8x64& a) { return {bits_as<VecU8x64>(bits_as<VecU16x32>(a.v) >> kBits)}; }
+static POLYSPAN_INLINE U8x64 shift_right(const U8x64& a) {
+  return {bits_as<VecU8x64>(bits_as<VecU16x32>(a.v) >> kBits)};
+}
 template <int kBits>
-static POLYSPAN_INLINE U8x64 shift_left(const U8x64& a) { return {bits_as<VecU8x64>(bits_as<VecU16x32>(a.v) << kBits)}; }
+static POLYSPAN_INLINE U8x64 shift_left(const U8x64& a) {
+  return {bits_as<VecU8x64>(bits_as<VecU16x32>(a.v) << kBits)};
+}
 template <bool kWide>
 static POLYSPAN_INLINE I32x16 dot4(const I32x16& acc, const U8x64& w, const U8x64& a) {
   const VecI32 w_lanes = bits_as<VecI32>(w.v);
@@ -461,7 +492,8 @@ static POLYSPAN_INLINE void prefetch(const void*) {}
 
 #endif
 
-// e^x to about 2 units in the last place for x <= 88; 0 below -87 (Cephes' split of ln 2 and minimax polynomial degree 5).
+// e^x to about 2 units in the last place for x <= 88; 0 below -87 (Cephes' split of ln 2 and minimax polynomial degree
+// 5).
 static POLYSPAN_INLINE F32x16 exp(F32x16 x) {
   const F32x16 low = broadcast(-87.0f);
   const F32x16 clamped = min(max(x, low), broadcast(88.0f));

@@ -50,7 +50,8 @@ void SpanAttention::combine(const SpanAttentionArgs& args, int64_t sequence, int
   for (int64_t r = 0; r < n_rep; ++r) {
     float* out = args.out + (row * args.n_heads + kv_head * n_rep + r) * args.head_dim;
     float largest = -std::numeric_limits<float>::infinity();
-    for (int64_t p = 0; p < n_partials; ++p) largest = std::max(largest, partial_max_[static_cast<size_t>((first_partial + p) * n_rep + r)]);
+    for (int64_t p = 0; p < n_partials; ++p)
+      largest = std::max(largest, partial_max_[static_cast<size_t>((first_partial + p) * n_rep + r)]);
     float total = 0;
     std::fill_n(out, args.head_dim, 0.0f);
     for (int64_t p = 0; p < n_partials; ++p) {
@@ -71,13 +72,15 @@ void SpanAttention::run(const SpanAttentionArgs& args, OpContext& context) {
   const int64_t n_rep = args.n_heads / args.n_kv_heads, d_padded = kv_head_dim_padded(args.head_dim);
   const int64_t n_sequences = static_cast<int64_t>(args.sequences.size());
   int64_t n_tokens = 0;
-  for (const AttentionSequence& sequence : args.sequences) n_tokens = std::max(n_tokens, sequence.first_row + sequence.n_rows);
+  for (const AttentionSequence& sequence : args.sequences)
+    n_tokens = std::max(n_tokens, sequence.first_row + sequence.n_rows);
   const bool padded = d_padded != args.head_dim;
   const float* q = args.q;
   if (padded) {
     padded_q_.assign(static_cast<size_t>(n_tokens * args.n_heads * d_padded), 0.0f);
     for (int64_t i = 0; i < n_tokens * args.n_heads; ++i)
-      std::memcpy(&padded_q_[static_cast<size_t>(i * d_padded)], args.q + i * args.head_dim, sizeof(float) * static_cast<size_t>(args.head_dim));
+      std::memcpy(&padded_q_[static_cast<size_t>(i * d_padded)], args.q + i * args.head_dim,
+                  sizeof(float) * static_cast<size_t>(args.head_dim));
     padded_out_.resize(padded_q_.size());
     q = padded_q_.data();
   }
@@ -121,20 +124,23 @@ void SpanAttention::run(const SpanAttentionArgs& args, OpContext& context) {
     float* scratch = reinterpret_cast<float*>(context.scratch(thread));
     if (item.partial >= 0) {
       const size_t p = static_cast<size_t>(item.partial * n_rep);
-      kernels().decode_attention({args.type, d_padded, n_rep, q + at, head.spans, sequence.first_position, item.runs.data(),
-                                  item.n_runs, partial_out_.data() + p * static_cast<size_t>(d_padded),
-                                  partial_max_.data() + p, partial_sum_.data() + p, scratch});
+      kernels().decode_attention({args.type, d_padded, n_rep, q + at, head.spans, sequence.first_position,
+                                  item.runs.data(), item.n_runs,
+                                  partial_out_.data() + p * static_cast<size_t>(d_padded), partial_max_.data() + p,
+                                  partial_sum_.data() + p, scratch});
     } else {
-      kernels().prefill_attention({args.type, d_padded, n_rep, item.n_queries, sequence.first_position + item.first_query,
-                                   q + at, args.n_heads * d_padded, head.spans, head.runs.data(), head.n_runs, out + at,
-                                   args.n_heads * d_padded, scratch});
+      kernels().prefill_attention({args.type, d_padded, n_rep, item.n_queries,
+                                   sequence.first_position + item.first_query, q + at, args.n_heads * d_padded,
+                                   head.spans, head.runs.data(), head.n_runs, out + at, args.n_heads * d_padded,
+                                   scratch});
     }
   });
 
   if (padded && any_prefill)
     for (const AttentionSequence& sequence : args.sequences) {
       if (sequence.n_rows <= 1) continue;
-      for (int64_t i = sequence.first_row * args.n_heads; i < (sequence.first_row + sequence.n_rows) * args.n_heads; ++i)
+      for (int64_t i = sequence.first_row * args.n_heads; i < (sequence.first_row + sequence.n_rows) * args.n_heads;
+           ++i)
         std::memcpy(args.out + i * args.head_dim, &padded_out_[static_cast<size_t>(i * d_padded)],
                     sizeof(float) * static_cast<size_t>(args.head_dim));
     }

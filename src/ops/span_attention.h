@@ -16,29 +16,29 @@ namespace polyspan {
 
 // What one KV head of one sequence offers and what its query heads may see of it.
 struct AttentionHead {
-  static constexpr int kMaxRuns = 4;    // sink, two parts of a ring, the chunk itself
-  std::array<KvRun, kMaxRuns> runs;     // together: every key that a query of this call may see, each once
+  static constexpr int kMaxRuns = 4;  // sink, two parts of a ring, the chunk itself
+  std::array<KvRun, kMaxRuns> runs;   // together: every key that a query of this call may see, each once
   int64_t n_runs = 0;
-  const AttentionSpan* spans = nullptr; // [n_heads / n_kv_heads]
+  const AttentionSpan* spans = nullptr;  // [n_heads / n_kv_heads]
 };
 
 struct AttentionSequence {
-  int64_t first_row = 0;       // its queries are rows [first_row, first_row + n_rows) of q and out
+  int64_t first_row = 0;  // its queries are rows [first_row, first_row + n_rows) of q and out
   int64_t n_rows = 0;
-  int64_t first_position = 0;  // of row first_row; the following rows are at the following positions
+  int64_t first_position = 0;            // of row first_row; the following rows are at the following positions
   const AttentionHead* heads = nullptr;  // [n_kv_heads]
 };
 
 struct SpanAttentionArgs {
   KvType type = KvType::kF16;
   int64_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
-  const float* q = nullptr;    // [n_tokens, n_heads, head_dim], already scaled by 1 / sqrt(head_dim)
-  float* out = nullptr;        // [n_tokens, n_heads, head_dim]
+  const float* q = nullptr;  // [n_tokens, n_heads, head_dim], already scaled by 1 / sqrt(head_dim)
+  float* out = nullptr;      // [n_tokens, n_heads, head_dim]
   std::span<const AttentionSequence> sequences;
 };
 
-// Keeps its working memory from call to call. A sequence's result does not depend, to the bit, on the other sequences or
-// on the number of threads.
+// Keeps its working memory from call to call. A sequence's result does not depend, to the bit, on the other sequences
+// or on the number of threads.
 class SpanAttention {
  public:
   // REQUIRES: n_heads % n_kv_heads == 0; head_dim <= 512; out overlaps no input.
@@ -47,16 +47,17 @@ class SpanAttention {
  private:
   struct Item {
     int64_t sequence, kv_head;
-    int64_t first_query, n_queries;         // prefill
+    int64_t first_query, n_queries;                   // prefill
     std::array<KvRun, AttentionHead::kMaxRuns> runs;  // decode: this piece
     int64_t n_runs;
-    int64_t partial;                        // decode: index of the piece's partial result
+    int64_t partial;  // decode: index of the piece's partial result
   };
   void add_decode_items(const SpanAttentionArgs& args, int64_t sequence, int64_t kv_head);
-  void combine(const SpanAttentionArgs& args, int64_t sequence, int64_t kv_head, int64_t first_partial, int64_t n_partials);
+  void combine(const SpanAttentionArgs& args, int64_t sequence, int64_t kv_head, int64_t first_partial,
+               int64_t n_partials);
 
   std::vector<Item> items_;
-  std::vector<int64_t> first_partial_;      // of (sequence, kv_head)
+  std::vector<int64_t> first_partial_;  // of (sequence, kv_head)
   std::vector<float> partial_out_, partial_max_, partial_sum_;
   std::vector<float> padded_q_, padded_out_;
 };

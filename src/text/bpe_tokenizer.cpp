@@ -105,9 +105,7 @@ class BpeTokenizer final : public VocabTokenizer {
     uint32_t left;
     TokenId left_id, right_id;  // as they were; the pair is stale when they changed
     TokenId merged;
-    bool operator>(const Candidate& other) const {
-      return rank != other.rank ? rank > other.rank : left > other.left;
-    }
+    bool operator>(const Candidate& other) const { return rank != other.rank ? rank > other.rank : left > other.left; }
   };
   struct Scratch {  // kept from word to word
     std::vector<TokenId> ids;
@@ -145,8 +143,7 @@ void BpeTokenizer::read_merges(const VocabSpec& spec) {
     merged += right;
     const TokenId ids[] = {vocabulary_.find(left), vocabulary_.find(right), vocabulary_.find(merged)};
     for (const int part : {0, 1, 2})
-      if (ids[part] < 0)
-        throw bad("part ", part + 1, " (3 is both joined) is no token");
+      if (ids[part] < 0) throw bad("part ", part + 1, " (3 is both joined) is no token");
     if (!is_formable(ids[2])) throw bad("merges to a control token");
     merges_.add(ids[0], ids[1], {static_cast<int32_t>(i), ids[2]});
   }
@@ -182,8 +179,10 @@ void BpeTokenizer::encode_word(std::string_view word, Scratch& scratch, std::vec
   }
   scratch.ids.clear();
   for (const char byte : word) scratch.ids.push_back(byte_ids_[static_cast<uint8_t>(byte)]);
-  if (word.size() <= kMaxShortBytes) merge_short(scratch);
-  else merge_long(scratch);
+  if (word.size() <= kMaxShortBytes)
+    merge_short(scratch);
+  else
+    merge_long(scratch);
   for (const TokenId id : scratch.ids)
     if (id >= 0) out.push_back(id);
 }
@@ -194,9 +193,8 @@ void BpeTokenizer::merge_short(Scratch& scratch) const {
   merges.clear();
   for (size_t i = 0; i + 1 < ids.size(); ++i) merges.push_back(merges_.find(ids[i], ids[i + 1]));
   while (!merges.empty()) {
-    const auto best = std::min_element(merges.begin(), merges.end(), [](const auto& a, const auto& b) {
-      return a.rank < b.rank;
-    });
+    const auto best =
+        std::min_element(merges.begin(), merges.end(), [](const auto& a, const auto& b) { return a.rank < b.rank; });
     if (best->rank == MergeTable::kNone) break;
     const size_t left = best - merges.begin();
     ids[left] = best->merged;
@@ -251,8 +249,10 @@ std::string BpeTokenizer::normal_bytes(std::string_view text) const {
     const Utf8Char decoded = decode_utf8(text, i);
     const bool in_alphabet = decoded.is_valid && decoded.code < kByteAlphabet.byte_of_char.size() &&
                              kByteAlphabet.byte_of_char[decoded.code] >= 0;
-    if (in_alphabet) bytes += static_cast<char>(kByteAlphabet.byte_of_char[decoded.code]);
-    else bytes += text.substr(i, decoded.n_bytes);  // a token beyond the alphabet stands for its own text
+    if (in_alphabet)
+      bytes += static_cast<char>(kByteAlphabet.byte_of_char[decoded.code]);
+    else
+      bytes += text.substr(i, decoded.n_bytes);  // a token beyond the alphabet stands for its own text
     i += decoded.n_bytes;
   }
   return bytes;

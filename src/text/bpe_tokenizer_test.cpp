@@ -98,8 +98,7 @@ TEST(BpeTokenizer, BadVocabulariesAreRefusedByName) {
        "merges[16] = 'ab'"},
       {"half a merge", [](SmallVocabulary& v) { v.spec.merges.push_back("a "); }, ErrorKind::kBadFile, "'a '"},
       {"empty merge", [](SmallVocabulary& v) { v.spec.merges.push_back(""); }, ErrorKind::kBadFile, "''"},
-      {"no result", [](SmallVocabulary& v) { v.spec.merges.push_back("a b"); }, ErrorKind::kBadFile,
-       "part 3"},
+      {"no result", [](SmallVocabulary& v) { v.spec.merges.push_back("a b"); }, ErrorKind::kBadFile, "part 3"},
       {"no part", [](SmallVocabulary& v) { v.spec.merges.push_back("a aaaaaaa"); }, ErrorKind::kBadFile, "part 2"},
       {"control",
        [](SmallVocabulary& v) {

@@ -106,8 +106,10 @@ void write_llama2(std::span<const ChatMessage> messages, const ChatFormatVariant
     inside_turn = true;
     first = false;
     if (is_system(message)) {
-      if (variant.marks_system) out.markup("<<SYS>>\n").content(content).markup("\n<</SYS>>\n\n");
-      else out.content(content).content("\n");
+      if (variant.marks_system)
+        out.markup("<<SYS>>\n").content(content).markup("\n<</SYS>>\n\n");
+      else
+        out.content(content).content("\n");
     } else if (is_user(message)) {
       out.content(content).markup(" [/INST]");
     } else if (is_assistant(message)) {
@@ -203,9 +205,12 @@ std::optional<std::string> find_literal_system(std::string_view chat_template) {
       std::string text;
       for (size_t i = 0; i < literal.size(); ++i) {
         const bool is_escape = literal[i] == '\\' && i + 1 < literal.size();
-        if (!is_escape) text += literal[i];
-        else if (const char escaped = literal[++i]; escaped == 'n') text += '\n';
-        else text += escaped;
+        if (!is_escape)
+          text += literal[i];
+        else if (const char escaped = literal[++i]; escaped == 'n')
+          text += '\n';
+        else
+          text += escaped;
       }
       return text;
     }

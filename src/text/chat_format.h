@@ -20,14 +20,14 @@ enum class ChatFormatKind { kChatML, kLlama2, kLlama3, kVicuna, kGemma, kMistral
 
 // What models of one format do differently; read out of the template.
 struct ChatFormatVariant {
-  bool marks_system = true;       // Llama 2: <<SYS>> around the system message
-  bool repeats_bos = false;       // Llama 2: BOS before every user turn
-  bool trims_contents = false;    // Llama 2: spaces around contents are dropped (Llama 3 and Gemma always do)
-  bool trims_answers = false;     // Mistral: those of the assistant only
+  bool marks_system = true;        // Llama 2: <<SYS>> around the system message
+  bool repeats_bos = false;        // Llama 2: BOS before every user turn
+  bool trims_contents = false;     // Llama 2: spaces around contents are dropped (Llama 3 and Gemma always do)
+  bool trims_answers = false;      // Mistral: those of the assistant only
   bool space_before_inst = false;  // Mistral v1: " [INST]", " [/INST]"
-  bool space_after_inst = true;   // Mistral, all but Tekken models: "[INST] "
-  bool system_prompt = false;     // Mistral v7: [SYSTEM_PROMPT] around the system message
-  bool names_system = false;      // Vicuna of the Orca kind: "SYSTEM: "
+  bool space_after_inst = true;    // Mistral, all but Tekken models: "[INST] "
+  bool system_prompt = false;      // Mistral v7: [SYSTEM_PROMPT] around the system message
+  bool names_system = false;       // Vicuna of the Orca kind: "SYSTEM: "
 };
 std::string_view chat_format_name(ChatFormatKind kind);
 

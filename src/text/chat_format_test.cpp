@@ -111,7 +111,8 @@ TEST(ChatFormat, FindsTheDefaultSystemMessage) {
   EXPECT_EQ(system_of("{{ '<|im_start|>system\nYou are A<|im_end|>\n' }}"), "You are A");
   EXPECT_EQ(system_of("{{ '<|im_start|>system\\nIt\\'s\\nB<|im_end|>\\n' }}"), "It's\nB");
   EXPECT_EQ(system_of("{{ '<|im_start|>system\\n' + messages[0].content + '<|im_end|>' }}"
-                      "{{ '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}"), "You are Qwen.");
+                      "{{ '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}"),
+            "You are Qwen.");
   EXPECT_EQ(system_of("{{ '<|im_start|>system\\n' }}{{ x }}<|im_end|>"), std::nullopt);
   EXPECT_EQ(system_of("{{ '<|im_start|>' + role }}"), std::nullopt);
   EXPECT_EQ(system_of("<|im_start|>system\n"), std::nullopt);

@@ -48,10 +48,22 @@ inline SmallVocabulary small_bpe_vocabulary(std::string pre) {
   small.spec.pre = std::move(pre);
   for (int byte = 0; byte < 256; ++byte) small.add(gpt2_char(byte));
   const std::string space = gpt2_char(' '), newline = gpt2_char('\n');
-  const std::pair<std::string, std::string> merges[] = {
-      {"a", "a"}, {"aa", "aa"}, {"t", "h"}, {"th", "e"}, {space, "the"}, {space, space}, {space + space, space + space},
-      {newline, newline}, {"l", "l"}, {"'", "ll"}, {"i", "n"}, {"in", "g"}, {"1", "2"}, {"12", "3"}, {"!", "!"},
-      {"<", "|"}};
+  const std::pair<std::string, std::string> merges[] = {{"a", "a"},
+                                                        {"aa", "aa"},
+                                                        {"t", "h"},
+                                                        {"th", "e"},
+                                                        {space, "the"},
+                                                        {space, space},
+                                                        {space + space, space + space},
+                                                        {newline, newline},
+                                                        {"l", "l"},
+                                                        {"'", "ll"},
+                                                        {"i", "n"},
+                                                        {"in", "g"},
+                                                        {"1", "2"},
+                                                        {"12", "3"},
+                                                        {"!", "!"},
+                                                        {"<", "|"}};
   for (const auto& [left, right] : merges) small.add_merge(left, right);
   small.spec.bos = small.add("<|bos|>", TokenType::kControl);
   small.spec.eos = small.add("<|im_end|>", TokenType::kControl);
@@ -72,9 +84,10 @@ inline SmallVocabulary small_spm_vocabulary() {
     constexpr std::string_view kDigits = "0123456789ABCDEF";
     small.add(std::string("<0x") + kDigits[byte >> 4] + kDigits[byte & 15] + ">", TokenType::kByte);
   }
-  const std::pair<std::string, double> pieces[] = {
-      {"▁", -1}, {"a", -2}, {"t", -2}, {"h", -2}, {"e", -2}, {"<", -2}, {"s", -2}, {">", -2}, {"<s", -3}, {"th", -4},
-      {"he", -4}, {"the", -3}, {"▁the", -5}, {"▁t", -6}, {"aa", -7}, {"aaaa", -8}, {"▁▁", -9}, {"é", -10}, {"éa", -11}};
+  const std::pair<std::string, double> pieces[] = {{"▁", -1},    {"a", -2},   {"t", -2},    {"h", -2},  {"e", -2},
+                                                   {"<", -2},    {"s", -2},   {">", -2},    {"<s", -3}, {"th", -4},
+                                                   {"he", -4},   {"the", -3}, {"▁the", -5}, {"▁t", -6}, {"aa", -7},
+                                                   {"aaaa", -8}, {"▁▁", -9},  {"é", -10},   {"éa", -11}};
   for (const auto& [piece, score] : pieces) small.add(piece, TokenType::kNormal, score);
   small.add("<tool>", TokenType::kUserDefined);
   return small;

@@ -36,9 +36,8 @@ SpecialTokens::SpecialTokens(const Vocabulary& vocabulary, bool strips_right) : 
     group.tokens.push_back({id, is_user_defined, strips});
   }
   for (auto& [length, group] : by_length) {
-    std::sort(group.tokens.begin(), group.tokens.end(), [&](const Token& a, const Token& b) {
-      return vocabulary.text(a.id) < vocabulary.text(b.id);
-    });
+    std::sort(group.tokens.begin(), group.tokens.end(),
+              [&](const Token& a, const Token& b) { return vocabulary.text(a.id) < vocabulary.text(b.id); });
     groups_.push_back(std::move(group));
   }
 }

@@ -72,8 +72,8 @@ class SpmTokenizer final : public VocabTokenizer {
   }
 
   bool add_space_prefix_;
-  std::vector<float> scores_;           // [n_tokens]
-  std::array<TokenId, 256> byte_ids_;   // the unknown token where the vocabulary has none
+  std::vector<float> scores_;          // [n_tokens]
+  std::array<TokenId, 256> byte_ids_;  // the unknown token where the vocabulary has none
   size_t max_token_bytes_ = 0;
 };
 
@@ -107,8 +107,10 @@ void SpmTokenizer::encode_text(std::string_view text, bool after_special, const 
   escaped.reserve(text.size() + text.size() / 4 + 4);
   if (add_space_prefix_ && after_special) escaped += kEscapedSpace;
   for (const char byte : text) {
-    if (byte == ' ') escaped += kEscapedSpace;
-    else escaped += byte;
+    if (byte == ' ')
+      escaped += kEscapedSpace;
+    else
+      escaped += byte;
   }
 
   std::vector<Symbol> symbols;

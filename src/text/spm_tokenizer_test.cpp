@@ -20,7 +20,7 @@ TEST(SpmTokenizer, MergesByScoreAndFallsBackToBytes) {
   const SmallVocabulary small = small_spm_vocabulary();
   const auto tokenizer = make_tokenizer(small.spec);
   EXPECT_TRUE(tokenizer->adds_bos());
-  EXPECT_EQ(pieces(*tokenizer, "the"), Pieces({" the"}));      // "the" (-3) is built from "th" (-4), then "▁the"
+  EXPECT_EQ(pieces(*tokenizer, "the"), Pieces({" the"}));  // "the" (-3) is built from "th" (-4), then "▁the"
   EXPECT_EQ(pieces(*tokenizer, "aaaaa"), Pieces({" ", "aaaa", "a"}));
   EXPECT_EQ(pieces(*tokenizer, "\xC3\xA9"), Pieces({" ", "\xC3\xA9"}));
   EXPECT_EQ(pieces(*tokenizer, "q\xFF"), Pieces({" ", "q", "\xFF"}));
@@ -79,7 +79,11 @@ TEST(SpmTokenizer, BadVocabulariesAreRefusedByName) {
   EXPECT_PRED2(has, message([](SmallVocabulary& v) { v.spec.scores.pop_back(); }), "scores has");
   EXPECT_PRED2(has, message([](SmallVocabulary& v) { v.spec.scores[4] = NAN; }), "scores[4] is not a number");
   EXPECT_PRED2(has, message([](SmallVocabulary& v) { v.spec.unknown = 9999; }), "unknown_token_id is 9999");
-  EXPECT_PRED2(has, message([](SmallVocabulary& v) { v.add("the"); v.spec.types.pop_back(); }), "token_type has");
+  EXPECT_PRED2(has, message([](SmallVocabulary& v) {
+                 v.add("the");
+                 v.spec.types.pop_back();
+               }),
+               "token_type has");
 }
 
 TEST(SpmTokenizer, WithoutByteTokensUnknownsStandForBytes) {

@@ -30,10 +30,23 @@ TEST(StreamDecoder, ReplacesWhatIsNoCharacter) {  // the examples of Unicode 15,
   const SmallVocabulary small = small_bpe_vocabulary("gpt-2");
   const auto tokenizer = make_tokenizer(small.spec);
   const std::string r(kReplacementUtf8);
-  EXPECT_EQ(stream(*tokenizer, "\xC0\xAF\xE0\x80\xBF\xF0\x81\x82" "A"), r + r + r + r + r + r + r + r + "A");
-  EXPECT_EQ(stream(*tokenizer, "\xED\xA0\x80\xED\xBF\xBF\xED\xAF" "A"), r + r + r + r + r + r + r + r + "A");
-  EXPECT_EQ(stream(*tokenizer, "\xF4\x91\x92\x93\xFF" "A\x80\xBF" "B"), r + r + r + r + r + "A" + r + r + "B");
-  EXPECT_EQ(stream(*tokenizer, "\xE1\x80\xE2\xF0\x91\x92\xF1\xBF" "A"), r + r + r + r + "A");
+  EXPECT_EQ(stream(*tokenizer,
+                   "\xC0\xAF\xE0\x80\xBF\xF0\x81\x82"
+                   "A"),
+            r + r + r + r + r + r + r + r + "A");
+  EXPECT_EQ(stream(*tokenizer,
+                   "\xED\xA0\x80\xED\xBF\xBF\xED\xAF"
+                   "A"),
+            r + r + r + r + r + r + r + r + "A");
+  EXPECT_EQ(stream(*tokenizer,
+                   "\xF4\x91\x92\x93\xFF"
+                   "A\x80\xBF"
+                   "B"),
+            r + r + r + r + r + "A" + r + r + "B");
+  EXPECT_EQ(stream(*tokenizer,
+                   "\xE1\x80\xE2\xF0\x91\x92\xF1\xBF"
+                   "A"),
+            r + r + r + r + "A");
   for (const std::string_view cut : {"\xC3", "\xE4", "\xE4\xB8", "\xF0", "\xF0\x9F", "\xF0\x9F\x98"})
     EXPECT_EQ(stream(*tokenizer, cut), r) << cut.size();
   EXPECT_EQ(stream(*tokenizer, ""), "");
@@ -45,7 +58,9 @@ TEST(StreamDecoder, EveryPairOfBytesGivesValidText) {
   for (int first = 0; first < 256; ++first)
     for (int second = 0; second < 256; ++second) {
       const std::string bytes = {static_cast<char>(first), static_cast<char>(second)};
-      EXPECT_TRUE(is_valid_utf8(stream(*tokenizer, bytes + "\x80" "A"))) << first << " " << second;
+      EXPECT_TRUE(is_valid_utf8(stream(*tokenizer, bytes + "\x80"
+                                                           "A")))
+          << first << " " << second;
     }
 }
 

@@ -63,8 +63,8 @@ class Tokenizer {
   bool is_end_of_generation(TokenId id) const;
   // The id of a token by its exact text, control tokens included.
   virtual std::optional<TokenId> find_token(std::string_view text) const = 0;
-  std::string_view model_name() const { return model_name_; }          // "gpt2", "llama"
-  std::string_view pre_tokenizer_name() const { return pre_name_; }    // "smollm"; "" where there is none
+  std::string_view model_name() const { return model_name_; }        // "gpt2", "llama"
+  std::string_view pre_tokenizer_name() const { return pre_name_; }  // "smollm"; "" where there is none
 
  protected:
   int64_t vocab_size_ = 0;

@@ -21,7 +21,7 @@ constexpr std::string_view kReplacementUtf8 = "\xEF\xBF\xBD";
 CharClass char_class(char32_t code);
 
 struct Utf8Char {
-  char32_t code;    // kReplacementChar when !is_valid
+  char32_t code;     // kReplacementChar when !is_valid
   uint32_t n_bytes;  // 1 when !is_valid
   bool is_valid;
 };

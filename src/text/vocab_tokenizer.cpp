@@ -132,8 +132,10 @@ std::vector<TokenId> VocabTokenizer::encode_parts(std::span<const TextPart> part
   uint32_t position = 0;
   for (const TextPart& part : parts) {
     const uint32_t end = position + static_cast<uint32_t>(part.text.size());
-    if (part.is_markup && !markup.empty() && markup.back().end == position) markup.back().end = end;
-    else if (part.is_markup) markup.push_back({position, end});
+    if (part.is_markup && !markup.empty() && markup.back().end == position)
+      markup.back().end = end;
+    else if (part.is_markup)
+      markup.push_back({position, end});
     position = end;
   }
 

@@ -31,8 +31,8 @@ struct VocabSpec {
   std::string pre = "default";                  // gpt2 only
   std::string model_title;                      // general.name: some models need an exception of their own
   std::vector<std::string_view> tokens;
-  std::vector<int64_t> types;  // [n_tokens] or empty: all normal
-  std::vector<double> scores;  // [n_tokens]; llama only
+  std::vector<int64_t> types;            // [n_tokens] or empty: all normal
+  std::vector<double> scores;            // [n_tokens]; llama only
   std::vector<std::string_view> merges;  // "left right", best first; gpt2 only
   std::optional<int64_t> bos, eos, eot, eom, unknown;
   std::optional<bool> add_bos, add_space_prefix;
