@@ -41,8 +41,7 @@ Json density_rows(const SpanPlan& plan, const std::vector<int64_t>& lengths, con
     Json row = {{"length", n}};
     const SpanTable table = plan.spans(n);
     const double kept = plan.density(n);
-    // A file that names no sink (the published form) is described without one; the engine keeps 64 sink tokens all the
-    // same.
+    // A file that names no sink (the published form) is described without one; the engine keeps 64 sink tokens all the same.
     row["density"] = plan.names_sink() ? kept : plan.mean_relative_span(n);
     row["mean_relative_span"] = plan.mean_relative_span(n);
     row["kv_density"] = kept;

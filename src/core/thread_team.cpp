@@ -43,8 +43,8 @@ void ThreadTeam::take_items(int thread) {
   }
 }
 
-// Closing before counting, and (in work) counting before looking whether it is open, both sequentially consistent:
-// either the worker sees the section closed and stays out, or this thread sees the worker inside and waits for it.
+// Closing before counting, and (in work) counting before looking whether it is open, both sequentially consistent: either
+// the worker sees the section closed and stays out, or this thread sees the worker inside and waits for it.
 void ThreadTeam::run_section(Function function, void* context, int64_t n) {
   function_ = function;
   context_ = context;

@@ -3,8 +3,8 @@
 // A decode step of a small model is some 200 parallel sections of a few microseconds each: a task queue that sleeps and
 // wakes would cost more than the work. Workers spin for about a millisecond after the last section, then sleep.
 //
-// Items are handed out one by one, and a section waits only for workers that have taken part in it: where the machine
-// is busy and a worker does not get a core, the others do its share and go on. (Waiting for every worker made a step of
+// Items are handed out one by one, and a section waits only for workers that have taken part in it: where the machine is
+// busy and a worker does not get a core, the others do its share and go on. (Waiting for every worker made a step of
 // SmolLM2-135M beside two compilers 50 times slower: 7 tokens/s instead of 380.)
 #pragma once
 
@@ -16,8 +16,8 @@
 
 namespace polyspan {
 
-// Only one thread at a time may use a team. Bodies must not throw. What an item computes must not depend on which
-// thread does it.
+// Only one thread at a time may use a team. Bodies must not throw. What an item computes must not depend on which thread
+// does it.
 class ThreadTeam {
  public:
   // n_threads >= 1, the caller's included.

@@ -56,8 +56,7 @@ TEST(ThreadTeam, SectionsSeeEachOther) {
   }
 }
 
-// Sections of one item more than threads, one after the other: a worker that comes late must not touch a finished
-// section.
+// Sections of one item more than threads, one after the other: a worker that comes late must not touch a finished section.
 TEST(ThreadTeam, LateWorkersStayOutOfFinishedSections) {
   ThreadTeam team(4);
   for (int section = 0; section < 20000; ++section) {

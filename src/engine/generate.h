@@ -43,8 +43,8 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
                         const GenerateOptions& options, const std::function<bool(std::string_view)>& on_text = {},
                         Progress& progress = no_progress());
 
-// Holds text back as long as it could be the beginning of a stop string. The first stop string that is complete ends
-// the text, whatever pieces it comes in.
+// Holds text back as long as it could be the beginning of a stop string. The first stop string that is complete ends the
+// text, whatever pieces it comes in.
 class StopMatcher {
  public:
   explicit StopMatcher(std::vector<std::string> stops) : stops_(std::move(stops)) {}

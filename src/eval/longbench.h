@@ -1,5 +1,5 @@
-// eval/longbench.h: LongBench (arXiv 2308.14508) on local files of its published JSONL form, scored with its measures.
-// The wording of the prompts is ours. English and code data sets; the Chinese ones need a word segmenter.
+// eval/longbench.h: LongBench (arXiv 2308.14508) on local files of its published JSONL form, scored with its measures. The
+// wording of the prompts is ours. English and code data sets; the Chinese ones need a word segmenter.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct LongBenchRecord {
   std::vector<std::string> classes;  // trec only
 };
 
-// Fields read: dataset, input, context, answers, all_classes. Throws Error: kIo, kBadFile naming the line for what is
-// not of this form, for a data set that is not known, and for files without a record.
+// Fields read: dataset, input, context, answers, all_classes. Throws Error: kIo, kBadFile naming the line for what is not of
+// this form, for a data set that is not known, and for files without a record.
 std::vector<LongBenchRecord> read_longbench(const std::filesystem::path& path);
 
 struct LongBenchOptions {

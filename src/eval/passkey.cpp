@@ -16,8 +16,8 @@ constexpr std::string_view kInstruction =
     "important information there.\n";
 constexpr int64_t kAnswerTokens = 8;  // room for five digits and what may follow
 
-// "The pass key" or "The pass key of river". The answer's opening ends with its space, which is a token of its own
-// before digits: without it, SmolLM2-135M often goes on with a word.
+// "The pass key" or "The pass key of river". The answer's opening ends with its space, which is a token of its own before
+// digits: without it, SmolLM2-135M often goes on with a word.
 std::string pass_key(const std::string& name) { return name.empty() ? "pass key" : "pass key of " + name; }
 std::string question(const std::string& name) { return "\nWhat is the " + pass_key(name) + "?"; }
 std::string answer_start(const std::string& name) { return "The " + pass_key(name) + " is "; }

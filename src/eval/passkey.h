@@ -34,9 +34,9 @@ class PasskeyGenerator {
   // natural_text: running text for FillerKind::kNatural; may be empty when only repeated filler is asked for.
   // `tokenizer` and `format` must outlive the generator; format may be null.
   PasskeyGenerator(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view natural_text);
-  // Prompt and answer together have n_tokens tokens. Deterministic in (kind, n_tokens, seed, variant); the default
-  // variant is one key at a random place, and a depth changes nothing but that place. Throws Error (kBadInput) when
-  // n_tokens is too small for the question, the natural text too short, or n_keys not in [1, most_keys()].
+  // Prompt and answer together have n_tokens tokens. Deterministic in (kind, n_tokens, seed, variant); the default variant
+  // is one key at a random place, and a depth changes nothing but that place. Throws Error (kBadInput) when n_tokens is
+  // too small for the question, the natural text too short, or n_keys not in [1, most_keys()].
   PasskeyPrompt make(FillerKind kind, int64_t n_tokens, uint64_t seed, const PasskeyVariant& variant = {}) const;
 
   static int64_t most_keys();
@@ -57,8 +57,8 @@ struct PasskeyOptions {
   int64_t n_depths = 0;  // 0: random places; 1: the middle; else evenly spaced from the beginning to the end
 };
 
-// Kinds "repeated" and "natural"; rows by length. A prompt counts when the greedy continuation starts with the five
-// digits. `text` is the natural filler. Throws Error before a prompt is made for what cannot be served.
+// Kinds "repeated" and "natural"; rows by length. A prompt counts when the greedy continuation starts with the five digits.
+// `text` is the natural filler. Throws Error before a prompt is made for what cannot be served.
 std::vector<PromptItem> passkey_items(const Engine& engine, std::string_view text, const PasskeyOptions& options);
 
 }  // namespace polyspan

@@ -45,8 +45,8 @@ std::optional<int64_t> largest_fitting(int64_t least, int64_t most, int64_t budg
   POLYSPAN_CHECK(least <= most, "an empty range");
   const int64_t least_size = size(least);
   if (least_size > budget) return std::nullopt;
-  // The answer is in [fits, fails). Each guess follows the slope seen so far; once a size above the budget is known,
-  // every fourth halves, which bounds the calls. Sizes far above the budget are never asked for: they may be slow.
+  // The answer is in [fits, fails). Each guess follows the slope seen so far; once a size above the budget is known, every
+  // fourth halves, which bounds the calls. Sizes far above the budget are never asked for: they may be slow.
   int64_t fits = least, fits_size = least_size, fails = most + 1;
   double slope = 8;
   for (int64_t step = 0; fails - fits > 1; ++step) {

@@ -17,8 +17,8 @@ inline constexpr std::string_view kEvalSystem = "You are a helpful assistant.";
 inline constexpr std::string_view kRepeatedText =
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
 
-// What stands before and after a body whose tokens are made apart: system message, user text around the body, opening
-// of the answer. Without a chat format: the user text as plain text, and a line end.
+// What stands before and after a body whose tokens are made apart: system message, user text around the body, opening of
+// the answer. Without a chat format: the user text as plain text, and a line end.
 struct PromptFrame {
   std::vector<TokenId> head, tail;
   PromptFrame(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view before, std::string_view after,

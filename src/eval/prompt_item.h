@@ -1,5 +1,5 @@
-// eval/prompt_item.h: the common form of tasks that ask a model something and score its answer (pass key, LongEval,
-// RULER, LongBench), and the one runner of them. Perplexity is the only task that is not of this form.
+// eval/prompt_item.h: the common form of tasks that ask a model something and score its answer (pass key, LongEval, RULER,
+// LongBench), and the one runner of them. Perplexity is the only task that is not of this form.
 #pragma once
 
 #include <cstdint>

@@ -66,8 +66,7 @@ TEST(EvaluateItems, AnswersAreGreedyAndScored) {
   EXPECT_FALSE(progress.goes_back);
 }
 
-// Generation ends early only where the score is certain: the output is then a beginning of the whole one, the score the
-// same.
+// Generation ends early only where the score is certain: the output is then a beginning of the whole one, the score the same.
 TEST(EvaluateItems, StopsOnceTheScoreIsCertain) {
   const TinyEngine tiny;
   PromptItem item{.tokens = tiny.random_tokens(100, 3), .max_new_tokens = 40, .planned_length = 140};

@@ -36,8 +36,7 @@ class RandomSource {
   }
 
  private:
-  // splitmix64's finalizer over each number in turn (Steele, Lea, Flood: Fast splittable pseudorandom number
-  // generators).
+  // splitmix64's finalizer over each number in turn (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
   static uint64_t mix(std::initializer_list<uint64_t> seeds) {
     uint64_t state = 0;
     for (uint64_t seed : seeds) {

@@ -1,6 +1,5 @@
-// Question answering over documents of invented facts: one hop ("In which town was X born?") and two ("Who founded the
-// town where X was born?"). They stand for RULER's qa_1 (SQuAD) and qa_2 (HotpotQA), whose data does not come with this
-// program.
+// Question answering over documents of invented facts: one hop ("In which town was X born?") and two ("Who founded the town where X
+// was born?"). They stand for RULER's qa_1 (SQuAD) and qa_2 (HotpotQA), whose data does not come with this program.
 #include <algorithm>
 #include <memory>
 

@@ -1,6 +1,5 @@
 // eval/scores.h: how an answer is scored, 0 to 1, against the answers wanted.
-// Sources: RULER (arXiv 2404.06654, section 3: recall of the wanted strings), LongBench (arXiv 2308.14508,
-// section 3.3).
+// Sources: RULER (arXiv 2404.06654, section 3: recall of the wanted strings), LongBench (arXiv 2308.14508, section 3.3).
 #pragma once
 
 #include <span>
@@ -19,8 +18,7 @@ enum class ScoreRule {
   kClassification,  // 1 / classes named, where the wanted one is among them
   kRetrieval,       // share of the output's numbers that are the number in the wanted text ("Paragraph 12")
   kCount,           // share of the output's numbers that are the wanted number
-  kCodeSimilarity,  // the best of the wanted: 2 * common subsequence / both lengths, of the first line that is code, in
-                    // whole %
+  kCodeSimilarity,  // the best of the wanted: 2 * common subsequence / both lengths, of the first line that is code, in whole %
 };
 std::string_view score_rule_name(ScoreRule rule);
 

@@ -53,8 +53,7 @@ TEST(Scores, TokenF1) {
 }
 
 TEST(Scores, RougeL) {
-  // Lin (2004), section 3.1: "police killed the gunman" against "police kill the gunman" has the subsequence police the
-  // gunman.
+  // Lin (2004), section 3.1: "police killed the gunman" against "police kill the gunman" has the subsequence police the gunman.
   EXPECT_DOUBLE_EQ(rouge_l("police kill the gunman", "police killed the gunman"), 0.75);
   EXPECT_DOUBLE_EQ(rouge_l("the gunman kill police", "police killed the gunman"), 0.5);
   EXPECT_DOUBLE_EQ(rouge_l("a b c d e", "b d"), 2.0 * 2 / 7);

@@ -31,8 +31,8 @@ struct EvalRow {
 // One row for each row_length, in the items' order. REQUIRES: a result for each item.
 std::vector<EvalRow> summarize(std::span<const PromptItem> items, std::span<const ItemResult> results);
 
-// The longest length up to which, every shorter one included, a plan reaches kEffectiveShare of the dense accuracy.
-// Ends at a length where dense finds nothing.
+// The longest length up to which, every shorter one included, a plan reaches kEffectiveShare of the dense accuracy. Ends
+// at a length where dense finds nothing.
 inline constexpr double kEffectiveShare = 0.9;
 struct EffectiveContext {
   int64_t tokens = 0;    // 0: not even the shortest

@@ -1,5 +1,4 @@
-// moa/compress.h: from a model to plans: calibrate, profile, search, validate (MoA, arXiv 2406.14909;
-// docs/compress.md).
+// moa/compress.h: from a model to plans: calibrate, profile, search, validate (MoA, arXiv 2406.14909; docs/compress.md).
 #pragma once
 
 #include <cstdint>
@@ -23,8 +22,8 @@ struct CompressedPlan {
   double loss = 0, uniform_loss = 0;                  // above dense, on the validation samples that each saw
 };
 
-// Runs or resumes: what is in the directory is taken, what is missing is made. With the same options, model and number
-// of threads or not, the plans are the same to the byte. Throws Error; whatever was finished stays on disk.
+// Runs or resumes: what is in the directory is taken, what is missing is made. With the same options, model and number of
+// threads or not, the plans are the same to the byte. Throws Error; whatever was finished stays on disk.
 std::vector<CompressedPlan> compress(Engine& engine, RunDirectory& run, const CompressOptions& options,
                                      Progress& progress);
 

@@ -40,8 +40,8 @@ struct CompressOptions {
   nlohmann::ordered_json to_json() const;
   // Throws Error (kBadFile) naming the field.
   static CompressOptions from_json(const nlohmann::ordered_json& json, const std::filesystem::path& file);
-  // The length of the validation samples: halfway between the longest profiled and the shortest extension length, or
-  // the longest profiled one where there is no extension.
+  // The length of the validation samples: halfway between the longest profiled and the shortest extension length, or the
+  // longest profiled one where there is no extension.
   int64_t validation_length() const;
   double weight(std::string_view kind) const;
 };

@@ -1,10 +1,8 @@
-// moa/influence.h: from the effects of spans in single samples to the loss that each head's spans cost
-// (docs/compress.md).
+// moa/influence.h: from the effects of spans in single samples to the loss that each head's spans cost (docs/compress.md).
 //
-// A profile runs samples under a plan (the first: dense). For each length and kind of sample a table holds what every
-// span of every head costs: the mean over samples, divided by what all heads together lose at the smallest span in the
-// dense profile, so that no kind drowns another. Tables of later profiles, under the plans found on the way, are
-// blended in.
+// A profile runs samples under a plan (the first: dense). For each length and kind of sample a table holds what every span
+// of every head costs: the mean over samples, divided by what all heads together lose at the smallest span in the dense
+// profile, so that no kind drowns another. Tables of later profiles, under the plans found on the way, are blended in.
 #pragma once
 
 #include <cstdint>
@@ -50,18 +48,17 @@ struct CurveOptions {
   double abs_share = 0.1;       // of span-abs in the span estimator: it spends what is left well
 };
 
-// What the spans of one length cost in samples of one kind: [heads][spans], in units of the dense profile's total at
-// the smallest span; 0 at the whole length. In a profile under a plan, keys that a longer span would bring back lower
-// the loss and keys that a shorter one removes raise it; each head's row is then shifted so that the dense span costs
-// 0.
+// What the spans of one length cost in samples of one kind: [heads][spans], in units of the dense profile's total at the
+// smallest span; 0 at the whole length. In a profile under a plan, keys that a longer span would bring back lower the loss
+// and keys that a shorter one removes raise it; each head's row is then shifted so that the dense span costs 0.
 struct CostTable {
   std::vector<int64_t> spans;
   std::vector<double> cost;
 };
 using CostTables = std::map<std::pair<int64_t, std::string>, CostTable>;  // (length, kind)
 
-// What divides the costs: totals over heads at the smallest span of the dense profile, of the estimator and of the
-// absolute part that is added to it.
+// What divides the costs: totals over heads at the smallest span of the dense profile, of the estimator and of the absolute
+// part that is added to it.
 struct KindScale {
   double main = 0, absolute = 0;
 };

@@ -40,19 +40,18 @@ class ProfileStage {
                Progress& progress)
       : run_(run), engine_(engine), options_(options), samples_(samples), progress_(progress) {}
 
-  // Under the dense plan: `samples` accepted ones of each kind and length, or as many as kTriesPerSample draws for each
-  // give. Throws Error (kBadInput) where a length keeps none.
+  // Under the dense plan: `samples` accepted ones of each kind and length, or as many as kTriesPerSample draws for each give.
+  // Throws Error (kBadInput) where a length keeps none.
   ProfileRound dense();
-  // Under `plan`, at one length: `step_samples` of each retrieval kind, twice as many of running text, none of them
-  // seen before.
+  // Under `plan`, at one length: `step_samples` of each retrieval kind, twice as many of running text, none of them seen
+  // before.
   ProfileRound under(const SpanPlan& plan, const std::string& name, int64_t length);
 
  private:
   // A sample that dense gets wrong is not accepted: its result says so and has no influence.
   SampleProfile profile(const CalibrationSample& sample, const SpanPlan& plan, std::string_view round);
   SampleProfile compute(const CalibrationSample& sample, const SpanPlan& plan);
-  // Draws and profiles until `n` samples are accepted or kTriesPerSample * n are tried; into round.samples. Returns the
-  // accepted.
+  // Draws and profiles until `n` samples are accepted or kTriesPerSample * n are tried; into round.samples. Returns the accepted.
   int64_t take(ProfileRound& round, const std::string& kind, int64_t length, int64_t n);
 
   RunDirectory& run_;

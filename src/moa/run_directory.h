@@ -1,5 +1,5 @@
-// moa/run_directory.h: where a run of `compress` keeps what it made (docs/compress.md: the files and their fields).
-// Every file is written beside and renamed, so what is there is whole; a run goes on from what is there.
+// moa/run_directory.h: where a run of `compress` keeps what it made (docs/compress.md: the files and their fields). Every
+// file is written beside and renamed, so what is there is whole; a run goes on from what is there.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,7 @@ struct StoredSample {
 // Held by one process at a time.
 class RunDirectory {
  public:
-  // Makes the folder where it is missing and takes its lock. Throws Error: kIo; kBadInput where another process holds
-  // it.
+  // Makes the folder where it is missing and takes its lock. Throws Error: kIo; kBadInput where another process holds it.
   explicit RunDirectory(std::filesystem::path folder);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;

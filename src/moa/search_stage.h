@@ -1,5 +1,5 @@
-// moa/search_stage.h: the searches of one density: plans from the dense profile, plans from profiles under the plan
-// found so far, and the baselines beside them.
+// moa/search_stage.h: the searches of one density: plans from the dense profile, plans from profiles under the plan found
+// so far, and the baselines beside them.
 #pragma once
 
 #include <functional>
@@ -15,16 +15,16 @@
 
 namespace polyspan {
 
-// The problem of one density: rules, curves of the profiled and the extension lengths, and the lengths where the
-// density is bounded. A length at which the smallest cache that a plan can have takes more than half of the budget is
-// not bounded: it would leave no choice there, and a poor one at the others.
+// The problem of one density: rules, curves of the profiled and the extension lengths, and the lengths where the density is
+// bounded. A length at which the smallest cache that a plan can have takes more than half of the budget is not bounded: it
+// would leave no choice there, and a poor one at the others.
 SearchProblem search_problem(const CompressOptions& options, const HeadShape& shape, std::vector<LossCurve> curves,
                              double density);
 
 // Goes from dense to sparse in small steps (annealing): each solves for a density a little lower, profiles a few fresh
-// samples under that plan, and blends what they say into the cost tables. Cutting at once fails below a quarter: heads
-// that retrieve work in chains, and once one is cut the others' gradients vanish (SmolLM2-135M, density 0.125, 2k/4k/8k
-// relative to dense: one jump from 0.25 0.19 / 0.20 / 0.61, four steps 0.80 / 0.80 / 0.70; prototype on an H100).
+// samples under that plan, and blends what they say into the cost tables. Cutting at once fails below a quarter: heads that
+// retrieve work in chains, and once one is cut the others' gradients vanish (SmolLM2-135M, density 0.125, 2k/4k/8k relative
+// to dense: one jump from 0.25 0.19 / 0.20 / 0.61, four steps 0.80 / 0.80 / 0.70; prototype on an H100).
 class SearchStage {
  public:
   // Profiles under a plan: a name for it, the plan and a length in, the result out.
@@ -33,9 +33,8 @@ class SearchStage {
   SearchStage(const CompressOptions& options, const HeadShape& shape, SpanPlan::Info info, const ProfileRound& dense,
               ProfileUnder profile_under, RunDirectory& run, Progress& progress);
 
-  // Writes candidates/DENSITY/*.json and search/DENSITY.json. The candidates to validate, no two alike; the first is
-  // the one that the annealing ends with. Densities must be asked for in descending order: each goes on from the one
-  // before.
+  // Writes candidates/DENSITY/*.json and search/DENSITY.json. The candidates to validate, no two alike; the first is the one
+  // that the annealing ends with. Densities must be asked for in descending order: each goes on from the one before.
   std::vector<NamedPlan> find(double density);
 
  private:

@@ -1,5 +1,4 @@
-// moa/validation.h: candidates side by side on samples that the search has not seen, at a length that it did not
-// profile.
+// moa/validation.h: candidates side by side on samples that the search has not seen, at a length that it did not profile.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +20,8 @@ std::vector<TargetScore> score_targets(Engine& engine, const SpanPlan& plan, con
 double mean_loss(std::span<const TargetScore> scores);  // cross-entropy
 double mean_log_odds(std::span<const TargetScore> scores);
 
-// The targets of a sample that count, by what the dense model makes of them: of running text all; of a short answer
-// all, if it is right as a whole; of a long one the right ones, if they are at least half. Else nullopt: the sample is
-// set aside.
+// The targets of a sample that count, by what the dense model makes of them: of running text all; of a short answer all, if
+// it is right as a whole; of a long one the right ones, if they are at least half. Else nullopt: the sample is set aside.
 std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sample,
                                                      std::span<const TargetScore> dense);
 

@@ -28,8 +28,8 @@ struct ProfileRequest {
   bool input_gradient = false;  // also down to the input of layer 0: for tests
 };
 
-// [n_layers][n_heads][n_candidates], the head's keys beyond the sink that a candidate span would remove (shorter than
-// the head's span) or add (longer).
+// [n_layers][n_heads][n_candidates], the head's keys beyond the sink that a candidate span would remove (shorter than the
+// head's span) or add (longer).
 struct SpanInfluence {
   int64_t n_layers = 0, n_heads = 0, n_candidates = 0;
   std::vector<double> span;      // signed change of the loss, first order: sum over rows of e_i(S)
@@ -53,8 +53,7 @@ TargetScore score_target(const float* logits, int64_t vocab_size, int32_t target
 class SpanProfiler {
  public:
   virtual ~SpanProfiler() = default;
-  // The forward pass alone: one score a target. Keeps what backward() needs. Throws Error (kOutOfMemory) before any
-  // work.
+  // The forward pass alone: one score a target. Keeps what backward() needs. Throws Error (kOutOfMemory) before any work.
   virtual std::vector<TargetScore> forward(const ProfileRequest& request) = 0;
   // REQUIRES: forward() of the same tokens and spans was the last call; targets may be others.
   virtual SpanInfluence backward(const ProfileRequest& request) = 0;

@@ -155,8 +155,8 @@ void Transformer::attend(int64_t layer, const Batch& batch) {
     const KvRun* chunk = chunk_run(head);
     const KvHeadLayout& layout = sequence.cache->layout().head(layer, kv_head);
     if (chunk != nullptr && sequence.n_rows % kTileSlots != 0) {
-      // The last tiles have slots that nothing is written to. What another chunk left there may be NaN when read as
-      // this one's numbers, and a weight of 0 does not hide that.
+      // The last tiles have slots that nothing is written to. What another chunk left there may be NaN when read as this
+      // one's numbers, and a weight of 0 does not hide that.
       const int64_t tile_bytes = kv_tile_bytes(type, d_padded), n_tiles = chunk->capacity / kTileSlots;
       std::byte* storage = const_cast<std::byte*>(chunk->storage);
       std::memset(storage + (n_tiles - 1) * tile_bytes, 0, static_cast<size_t>(tile_bytes));

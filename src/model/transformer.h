@@ -1,5 +1,4 @@
-// model/transformer.h: the pre-norm decoder with RMSNorm, RoPE, grouped-query span attention and SwiGLU (arXiv
-// 2302.13971).
+// model/transformer.h: the pre-norm decoder with RMSNorm, RoPE, grouped-query span attention and SwiGLU (arXiv 2302.13971).
 #pragma once
 
 #include <memory>

@@ -182,8 +182,7 @@ void TransformerProfiler::for_each_target(std::span<const int64_t> targets, Visi
   }
 }
 
-// gradient_ of the last layer's output. Of -log p: p_j - [j = target]; of -log(p / (1 - p)): that over 1 - p of the
-// target.
+// gradient_ of the last layer's output. Of -log p: p_j - [j = target]; of -log(p / (1 - p)): that over 1 - p of the target.
 void TransformerProfiler::loss_gradient(const ProfileRequest& request) {
   const int64_t d = config_.d_model, vocab = config_.vocab_size;
   gradient_.assign(static_cast<size_t>(n_tokens_ * d), 0.0f);

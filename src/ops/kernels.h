@@ -79,9 +79,8 @@ struct PrefillAttentionArgs {
   float* scratch;  // prefill_scratch_floats()
 };
 
-// Whole-sequence attention on floats, for the profile (ops/span_gradient.h): rows = (query, head of the group) of one
-// KV head; queries have consecutive positions, keys the positions from 0 on. Head rows are padded to head_dim_padded
-// with zeros.
+// Whole-sequence attention on floats, for the profile (ops/span_gradient.h): rows = (query, head of the group) of one KV
+// head; queries have consecutive positions, keys the positions from 0 on. Head rows are padded to head_dim_padded with zeros.
 struct WholeAttentionArgs {
   int64_t head_dim_padded;
   int64_t n_rep;
@@ -96,8 +95,7 @@ struct WholeAttentionArgs {
   float* scratch;  // whole_attention_scratch_floats()
 };
 
-// The share of a row's weight that is left when keys are removed is not taken as less: its inverse would overwhelm all
-// else.
+// The share of a row's weight that is left when keys are removed is not taken as less: its inverse would overwhelm all else.
 inline constexpr float kLeastKeptShare = 1e-4f;
 
 // Its gradients, and what the keys were worth. Sums are added to what is there.

@@ -4,11 +4,9 @@
 //   key tile,   f16 / bf16: [head_dim_padded][16 slots]          one multiply-add serves 16 keys, no sum across lanes
 //               q8:         [head_dim_padded / 4][16 slots][4] unsigned bytes (code + 128), then f32 scales [16 slots]
 //   value tile, f16 / bf16: [16 slots][head_dim_padded]
-//               q8:         [4][head_dim_padded][4 slots] signed bytes, then f32 scales [16 slots]: a dot-product
-//               instruction
+//               q8:         [4][head_dim_padded][4 slots] signed bytes, then f32 scales [16 slots]: a dot-product instruction
 //                           adds four values of 16 dimensions
-// head_dim_padded is head_dim rounded up to 16; the padding holds zeros. A q8 row is scale * code, scale = max |x| /
-// 127.
+// head_dim_padded is head_dim rounded up to 16; the padding holds zeros. A q8 row is scale * code, scale = max |x| / 127.
 #pragma once
 
 #include <cstdint>

@@ -20,8 +20,7 @@ static POLYSPAN_INLINE F32x16 load_half(const std::byte* p) {
   return load_f16(reinterpret_cast<const uint16_t*>(p));
 }
 
-// The lanes of 16 keys that a query may see. Lane i holds position first_position + i, lanes [begin, end) belong to the
-// run.
+// The lanes of 16 keys that a query may see. Lane i holds position first_position + i, lanes [begin, end) belong to the run.
 struct LaneVisibility {
   int64_t sink_end, window_begin, end, begin;  // visible: [begin, sink_end) and [window_begin, end)
   POLYSPAN_INLINE LaneVisibility(const AttentionSpan& span, int64_t query_position, int64_t first_position,

@@ -1,9 +1,9 @@
 // ops/matmul.isa.cpp: matrix kernels over packed tiles (layout: ops/packed_layout.h), one set a level.
 //
-// One token: the tile is read once from memory and decoded in registers (bound by memory bandwidth). Several tokens:
-// the tile's codes are unpacked once into L1/L2 scratch, then up to six tokens share each load of a weight. Both do the
-// same integer sums and the same float operations in the same order, so a token's result does not depend, to the bit,
-// on how many tokens are computed at once.
+// One token: the tile is read once from memory and decoded in registers (bound by memory bandwidth). Several tokens: the
+// tile's codes are unpacked once into L1/L2 scratch, then up to six tokens share each load of a weight. Both do the same
+// integer sums and the same float operations in the same order, so a token's result does not depend, to the bit, on how
+// many tokens are computed at once.
 #include "ops/isa_tables.h"
 #include "ops/kernels.h"
 #include "ops/simd.h"
@@ -11,8 +11,8 @@
 namespace polyspan::POLYSPAN_ISA {
 namespace {
 
-// Tokens that share a load of a weight, times two tiles: 6 fill 24 of the 32 registers of AVX-512. The other levels
-// keep fewer, also because every count is compiled on its own.
+// Tokens that share a load of a weight, times two tiles: 6 fill 24 of the 32 registers of AVX-512. The other levels keep
+// fewer, also because every count is compiled on its own.
 #if defined(POLYSPAN_ISA_AVX512)
 constexpr int kMaxTokens = 6;
 #else
@@ -210,8 +210,8 @@ void unpack_tile(const uint8_t* tile, int64_t d_in, const UnpackedTile& out) {
   }
 }
 
-// kTokens tokens x two tiles from unpacked codes. x: first token's blocks, x_stride blocks from token to token; zero:
-// the format's zero code.
+// kTokens tokens x two tiles from unpacked codes. x: first token's blocks, x_stride blocks from token to token; zero: the
+// format's zero code.
 template <int64_t kGroupCols, bool kHasMin, bool kWide, int kTiles, int kTokens>
 POLYSPAN_INLINE void multiply_unpacked(const UnpackedTile* tiles, int32_t zero, const ActBlock* x, int64_t x_stride,
                                        int64_t d_in, F32x16 (&acc)[kTiles][kTokens]) {

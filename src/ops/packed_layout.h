@@ -1,8 +1,8 @@
 // ops/packed_layout.h: how weights lie in memory for the matrix kernels, and what an activation block is.
 //
 // A matrix [d_out, d_in] is cut into tiles of 16 rows. Quantised rows are cut into blocks of 32 columns; the 16 rows of
-// a tile are interleaved: four neighbouring columns of one row fill a 32-bit lane, 16 rows fill 64 bytes ("a quad"),
-// and a block is eight quads. So one dot-product instruction multiplies four columns of 16 rows by four broadcast
+// a tile are interleaved: four neighbouring columns of one row fill a 32-bit lane, 16 rows fill 64 bytes ("a quad"), and
+// a block is eight quads. So one dot-product instruction multiplies four columns of 16 rows by four broadcast
 // activations. The bits of the codes lie in planes:
 //   4-bit plane, 4 x 64 bytes: byte vector i holds quad i in its low and quad i + 4 in its high nibbles
 //   2-bit plane, 2 x 64 bytes: byte vector h holds quads 4h .. 4h + 3, from the low bits up
@@ -12,9 +12,9 @@
 //   simple:  codes, f16 scale [16 rows], f16 minimum [16 rows] where the format has one
 //   K-quant: f16 d [16], f16 dmin [16] where it has one, 8-bit scales [groups][16], 8-bit minimums [groups][16]
 //            (Q2_K: one byte, scale low and minimum high nibble, as in the file), then the codes of its eight blocks
-// Value of a code: scale * (code - kZero) or, with a minimum, scale * code + minimum (a K-quant's minimum is -dmin *
-// m). The bytes equal the file's, but for K-quants whose 6-bit scales take 8 bits here (Q4_K, Q5_K + 2.8%, Q3_K
-// + 3.6%). Float matrices (F32, F16, BF16): tile [d_in][16 rows] in the file's type.
+// Value of a code: scale * (code - kZero) or, with a minimum, scale * code + minimum (a K-quant's minimum is -dmin * m).
+// The bytes equal the file's, but for K-quants whose 6-bit scales take 8 bits here (Q4_K, Q5_K + 2.8%, Q3_K + 3.6%).
+// Float matrices (F32, F16, BF16): tile [d_in][16 rows] in the file's type.
 #pragma once
 
 #include <cstdint>

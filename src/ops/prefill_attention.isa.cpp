@@ -1,6 +1,6 @@
 // ops/prefill_attention.isa.cpp: attention of many query rows over one KV head as a tiled online softmax
-// (FlashAttention, arXiv 2205.14135, algorithm 1). Tiles of 64 keys are turned into floats once for all rows; a tile
-// that no row may see is never read. Bound by multiply-adds: 4 * head_dim operations a visible (row, key) pair.
+// (FlashAttention, arXiv 2205.14135, algorithm 1). Tiles of 64 keys are turned into floats once for all rows; a tile that
+// no row may see is never read. Bound by multiply-adds: 4 * head_dim operations a visible (row, key) pair.
 #include "ops/block_multiply.isa.h"
 #include "ops/isa_tables.h"
 #include "ops/kv_tile.isa.h"

@@ -1,5 +1,4 @@
-// ops/simd.h: sixteen-lane vectors for the kernels, in three versions: AVX-512 (with VNNI), AVX2 + FMA + F16C, plain
-// C++.
+// ops/simd.h: sixteen-lane vectors for the kernels, in three versions: AVX-512 (with VNNI), AVX2 + FMA + F16C, plain C++.
 //
 // Included only by *.isa.cpp files, which are compiled once for each level with POLYSPAN_ISA naming the namespace.
 // Everything in such a file has internal linkage or lives in that namespace, and it includes no header with inline code
@@ -127,8 +126,7 @@ template <int kBits>
 static POLYSPAN_INLINE U8x64 shift_left(U8x64 a) {
   return {_mm512_slli_epi16(a.v, kBits)};
 }
-// acc[i] += sum over the 4 bytes of lane i of unsigned w x signed a. kWide: w may exceed 127 (AVX2 then needs more
-// steps).
+// acc[i] += sum over the 4 bytes of lane i of unsigned w x signed a. kWide: w may exceed 127 (AVX2 then needs more steps).
 template <bool kWide>
 static POLYSPAN_INLINE I32x16 dot4(I32x16 acc, U8x64 w, U8x64 a) {
   return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)};
@@ -492,8 +490,7 @@ static POLYSPAN_INLINE void prefetch(const void*) {}
 
 #endif
 
-// e^x to about 2 units in the last place for x <= 88; 0 below -87 (Cephes' split of ln 2 and minimax polynomial degree
-// 5).
+// e^x to about 2 units in the last place for x <= 88; 0 below -87 (Cephes' split of ln 2 and minimax polynomial degree 5).
 static POLYSPAN_INLINE F32x16 exp(F32x16 x) {
   const F32x16 low = broadcast(-87.0f);
   const F32x16 clamped = min(max(x, low), broadcast(88.0f));

@@ -37,8 +37,8 @@ struct SpanAttentionArgs {
   std::span<const AttentionSequence> sequences;
 };
 
-// Keeps its working memory from call to call. A sequence's result does not depend, to the bit, on the other sequences
-// or on the number of threads.
+// Keeps its working memory from call to call. A sequence's result does not depend, to the bit, on the other sequences or
+// on the number of threads.
 class SpanAttention {
  public:
   // REQUIRES: n_heads % n_kv_heads == 0; head_dim <= 512; out overlaps no input.
