@@ -143,7 +143,7 @@ void add_compress(CLI::App& app) {
   command->add_option("--weights", a->weights, "weights of kinds, KIND=NUMBER (default: 2 for retrieval, 1 for text)")
       ->delimiter(',');
   command->add_option("--validation-samples", a->validation_samples,
-                      "held-out samples that choose among the candidates (default: 4)");
+                      "held-out samples that choose among the candidates (default: 3)");
   command->add_flag("--per-query-head", a->per_query_head,
                     "a span for each query head (the cache keeps the longest of a group)");
   command->add_option("--seed", a->seed, "seed of the samples (default: 1)")->check(check_seed);

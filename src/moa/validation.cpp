@@ -74,7 +74,7 @@ std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> c
     for (const ValidationRow& row : rows)
       if (row.stopped.empty()) best = std::min(best, row.loss);
     for (ValidationRow& row : rows)
-      if (row.stopped.empty() && row.n_samples >= kLeastSamples && row.loss > best + kClearlyWorse &&
+      if (row.stopped.empty() && row.loss > best + kClearlyWorse / static_cast<double>(row.n_samples) &&
           &sample != &samples.back())
         row.stopped = sample.sample->id;
   }

@@ -46,10 +46,9 @@ struct ValidationSample {
   double dense_loss = 0;
 };
 
-// Races the candidates over the samples in turn: one whose mean loss is more than kClearlyWorse above the best's, after
-// kLeastSamples, sees no more. Rows in the order best first, those that saw all before those that were left.
-inline constexpr double kClearlyWorse = 0.5;
-inline constexpr int64_t kLeastSamples = 2;
+// Races the candidates over the samples in turn: one whose mean loss is more than kClearlyWorse / n above the best's after
+// n samples sees no more. Rows in the order best first, those that saw all before those that were left.
+inline constexpr double kClearlyWorse = 0.6;
 std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,
                                     std::span<const ValidationSample> samples, Progress& progress);
 
