@@ -48,5 +48,8 @@ void add_eval(CLI::App& app);
 void add_compress(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_report(CLI::App& app);
+void add_prepare(CLI::App& app);
+void add_train(CLI::App& app);
+void add_export(CLI::App& app);
 
 }  // namespace polyspan::cli

@@ -43,6 +43,9 @@ int main(int argc, char** argv) {
   cli::add_compress(app);
   cli::add_inspect(app);
   cli::add_report(app);
+  cli::add_prepare(app);
+  cli::add_train(app);
+  cli::add_export(app);
   try {
     app.parse(argc, argv);
     return 0;

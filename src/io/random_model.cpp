@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "io/byte_vocabulary.h"
 
 namespace polyspan {
 namespace {
@@ -47,26 +48,6 @@ const std::array<std::pair<std::string_view, RandomModelConfig>, 4>& model_shape
       {"tiny-qwen2", {.arch = "qwen2", .rope_base = 1e6, .norm_eps = 1e-6}},
   }};
   return kShapes;
-}
-
-void append_utf8(std::string& out, uint32_t code_point) {
-  if (code_point < 0x80) {
-    out += static_cast<char>(code_point);
-  } else {  // below 0x800 is all that byte letters need
-    out += static_cast<char>(0xc0 | code_point >> 6);
-    out += static_cast<char>(0x80 | (code_point & 0x3f));
-  }
-}
-
-// How GPT-2 writes the 256 bytes as letters: printable Latin-1 stands for itself, the rest follows from U+0100 on.
-std::vector<std::string> byte_letters() {
-  std::vector<std::string> letters;
-  uint32_t next_other = 0x100;
-  for (uint32_t byte = 0; byte < 256; ++byte) {
-    const bool printable = (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte != 0xad);
-    append_utf8(letters.emplace_back(), printable ? byte : next_other++);
-  }
-  return letters;
 }
 
 // A byte-level vocabulary of the right size: the 256 bytes, then longer and longer words of the letters a to z, with or

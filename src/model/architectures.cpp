@@ -6,11 +6,12 @@
 
 namespace polyspan {
 
+extern const Architecture kHydraArchitecture;
 extern const Architecture kLlamaArchitecture;
 extern const Architecture kQwen2Architecture;
 
 std::span<const Architecture* const> architectures() {
-  static constexpr std::array<const Architecture*, 2> kAll = {&kLlamaArchitecture, &kQwen2Architecture};
+  static constexpr std::array<const Architecture*, 3> kAll = {&kHydraArchitecture, &kLlamaArchitecture, &kQwen2Architecture};
   return kAll;
 }
 

@@ -22,6 +22,7 @@ struct ModelConfig {
   RopeConfig rope;
   int64_t sliding_window = 0;  // 0: none. Mistral: every head sees this many keys and no sink
   bool qkv_bias = false;
+  int64_t state_bytes = 0;        // recurrent models: what a sequence keeps, whatever its length, in place of a KV cache
 
   HeadShape head_shape() const { return {n_layers, n_heads, n_kv_heads}; }
   // The plan that the model itself implies: dense, or its sliding window.

@@ -22,6 +22,12 @@ KvLayout::KvLayout(const ModelConfig& config, const SpanPlan& plan, int64_t leng
     : type(kv_type), planned_length(length), n_layers(config.n_layers), n_heads(config.n_heads),
       n_kv_heads(config.n_kv_heads), head_dim(config.head_dim) {
   POLYSPAN_CHECK(length >= 1);
+  if (config.state_bytes > 0) {  // of a fixed size: no head has a cache
+    if (!plan.is_dense())
+      throw Error::unsupported("plans do not apply to ", config.architecture, " models yet: their attention has a fixed window");
+    bytes = config.state_bytes;
+    return;
+  }
   const SpanTable table = plan.spans(length);
   const int64_t d_padded = kv_head_dim_padded(head_dim);
   const int64_t window = config.sliding_window > 0 ? config.sliding_window : length;  // no head sees further
@@ -44,6 +50,12 @@ KvLayout::KvLayout(const ModelConfig& config, const SpanPlan& plan, int64_t leng
 KvCache::KvCache(KvLayout layout) : layout_(std::move(layout)) {
   memory_ = HugeBuffer(layout_.bytes, "a " + std::string(kv_type_name(layout_.type)) + " KV cache for " +
                                           std::to_string(layout_.planned_length) + " tokens");
+}
+
+void KvCache::restore(std::span<const std::byte> saved, int64_t n_tokens) {
+  POLYSPAN_CHECK(std::ssize(saved) == layout_.bytes && n_tokens >= 0 && n_tokens <= max_tokens());
+  std::memcpy(memory_.data(), saved.data(), saved.size());
+  n_tokens_ = n_tokens;
 }
 
 bool KvCache::can_write_first(int64_t layer, int64_t kv_head, int64_t position, int64_t n) const {

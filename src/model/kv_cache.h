@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -58,6 +59,11 @@ class KvCache {
   void clear() { n_tokens_ = 0; }
 
   std::byte* storage(int64_t layer, int64_t kv_head) { return memory_.data() + layout_.head(layer, kv_head).offset; }
+  // A recurrent model's state, layout().bytes of it; the model makes it anew where n_tokens() is 0.
+  std::byte* state() { return memory_.data(); }
+  // The whole of a sequence's memory, and that put back: a saved prompt, a branch. Exact. REQUIRES: of an equal layout.
+  std::span<const std::byte> saved() const { return {memory_.data(), static_cast<size_t>(layout_.bytes)}; }
+  void restore(std::span<const std::byte> saved, int64_t n_tokens);
   // Whether n tokens from `position` on can be written before they attend: nothing that their queries may see is lost.
   bool can_write_first(int64_t layer, int64_t kv_head, int64_t position, int64_t n) const;
   // Adds the runs of this head's kept positions [max(0, oldest visible to first_query), n_positions) to `head`.

@@ -2,65 +2,18 @@
 
 #include <string>
 
-#include "core/error.h"
+#include "model/weight_packer.h"
 
 namespace polyspan {
-namespace {
-
-std::vector<float> read_vector(const GgufFile& file, const std::string& name, int64_t n) {
-  const GgufTensor& tensor = file.get_tensor(name, std::vector<int64_t>{n});
-  if (tensor.type != DType::kF32 && tensor.type != DType::kF16 && tensor.type != DType::kBF16)
-    throw Error::bad_file(file.path(), "tensor ", name, " is ", dtype_name(tensor.type), "; wanted F32, F16 or BF16");
-  std::vector<float> values(static_cast<size_t>(n));
-  dequantize_row(tensor.type, tensor.data.data(), n, values.data());
-  return values;
-}
-
-// A matrix to be packed: where it comes from and where its view goes.
-struct PackJob {
-  const GgufTensor* tensor;
-  PackedMatrix* matrix;
-  int64_t offset;
-};
-
-constexpr int64_t kAlignment = 4096;  // a matrix starts on a page
-
-// Packs in slices and drops the file's pages behind: at most a few MB of the file are resident at a time.
-void pack(const PackJob& job, std::byte* memory, const GgufFile& file, OpContext& context, Progress& progress,
-          int64_t& done) {
-  const PackedMatrix& m = *job.matrix;
-  const int64_t file_row_bytes = row_bytes(m.type, m.d_in);
-  const int64_t tiles_per_slice = std::max<int64_t>(1, (8 << 20) / (file_row_bytes * 16));
-  for (int64_t first = 0; first < m.n_tiles(); first += tiles_per_slice) {
-    const int64_t n = std::min(tiles_per_slice, m.n_tiles() - first);
-    context.team().split(n, [&](int64_t begin, int64_t end, int) {
-      pack_tiles(m.type, job.tensor->data.data(), m.d_out, m.d_in, first + begin, first + end, memory + job.offset);
-    });
-    const int64_t byte_begin = first * 16 * file_row_bytes;
-    const int64_t byte_end =
-        std::min<int64_t>((first + n) * 16 * file_row_bytes, static_cast<int64_t>(job.tensor->data.size()));
-    file.mapping().release(
-        job.tensor->data.subspan(static_cast<size_t>(byte_begin), static_cast<size_t>(byte_end - byte_begin)));
-    done += byte_end - byte_begin;
-    progress.update(done);
-  }
-}
-
-}  // namespace
 
 Weights Weights::load(const GgufFile& file, const ModelConfig& config, OpContext& context, Progress& progress) {
   Weights weights;
-  std::vector<PackJob> jobs;
-  int64_t bytes = 0, file_bytes = 0;
+  WeightPacker packer(file);
   const auto add = [&](const std::string& name, int64_t d_out, int64_t d_in, PackedMatrix& matrix) {
-    const GgufTensor& tensor = file.get_tensor(name, std::vector<int64_t>{d_in, d_out});
-    matrix = {tensor.type, d_out, d_in, nullptr};
-    if (matrix.is_quantized() && d_in % 32 != 0)
-      throw Error::bad_file(file.path(), "tensor ", name, " has rows of ", d_in, " ", dtype_name(tensor.type),
-                            " values; wanted a multiple of 32");
-    jobs.push_back({&tensor, &matrix, bytes});
-    bytes += (packed_bytes(tensor.type, d_out, d_in) + kAlignment - 1) / kAlignment * kAlignment;
-    file_bytes += static_cast<int64_t>(tensor.data.size());
+    packer.add(name, d_out, d_in, matrix);
+  };
+  const auto read_vector = [](const GgufFile& from, const std::string& name, int64_t n) {
+    return read_floats(from, name, {n});
   };
 
   const int64_t q_dim = config.n_heads * config.head_dim, kv_dim = config.n_kv_heads * config.head_dim;
@@ -88,14 +41,7 @@ Weights Weights::load(const GgufFile& file, const ModelConfig& config, OpContext
   add(tied ? "token_embd.weight" : "output.weight", config.vocab_size, config.d_model, weights.output);
   if (!tied) weights.embedding_in_file_ = file.find_tensor("token_embd.weight");
 
-  weights.memory_ = HugeBuffer(bytes, "the model's weights");
-  progress.start("loading the model", file_bytes);
-  int64_t done = 0;
-  for (PackJob& job : jobs) {
-    job.matrix->data = weights.memory_.data() + job.offset;
-    pack(job, weights.memory_.data(), file, context, progress, done);
-  }
-  progress.finish();
+  weights.memory_ = packer.pack(context, progress);
   return weights;
 }
 

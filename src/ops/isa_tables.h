@@ -19,6 +19,10 @@ void decode_attention(const DecodeAttentionArgs& args);
 void prefill_attention(const PrefillAttentionArgs& args);
 void whole_attention(const WholeAttentionArgs& args);
 void attention_gradient(const AttentionGradientArgs& args);
+void scan_head(const ScanArgs& args);
+void conv_silu_row(const ConvRowArgs& args);
+void attend_row(const AttendRowArgs& args);
+void add_scaled_row(const float* x, float scale, int64_t n, float* out);
 float max_value(const float* x, int64_t n);
 double sum_exp(const float* x, int64_t n, float max);
 

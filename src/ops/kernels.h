@@ -126,6 +126,50 @@ struct RopeRowArgs {
   float scale;       // multiplies every value (rotated or not)
 };
 
+// The selective state-space recurrence of one head over consecutive tokens (hydra/scan.h has the equations):
+//   S = decay_t S + dt_t x_t B_t^T, y_t = S C_t + D x_t.
+// The state is kept transposed, so that 16 channels of a head fill a vector and no sum runs across lanes.
+struct ScanArgs {
+  int64_t n_tokens, head_dim, d_state;
+  const float* x;      // token t: x + t * x_stride, [head_dim]
+  int64_t x_stride;
+  const float* B;      // token t: B + t * bc_stride, [d_state]
+  const float* C;
+  int64_t bc_stride;
+  const float* decay;  // token t: decay[t * dt_stride]
+  const float* dt;
+  int64_t dt_stride;
+  float D;
+  float* y;            // token t: y + t * y_stride, [head_dim]
+  int64_t y_stride;
+  float* state;        // [d_state, head_dim], in and out
+};
+
+// out = silu(bias + sum_k weight[k] * rows[k]), elementwise: a depthwise causal convolution at one token.
+struct ConvRowArgs {
+  int64_t n_channels, d_conv;
+  const float* const* rows;  // [d_conv], the oldest first
+  const float* weight;       // [d_conv, n_channels]
+  const float* bias;
+  float* out;
+};
+
+// Attention of one query over float keys in up to two runs, with a bias on the logits of a run.
+struct AttendRun {
+  const float* keys;    // [n_keys, head_dim]
+  const float* values;  // [n_keys, value_dim]
+  const float* bias;    // [n_keys] or null; -inf: the key is not seen
+  int64_t n_keys;
+};
+struct AttendRowArgs {
+  int64_t head_dim, value_dim;
+  const float* q;       // [head_dim], scaled
+  const AttendRun* runs;
+  int64_t n_runs;       // at least one key is seen
+  float* out;           // [value_dim]
+  float* scratch;       // as many floats as keys
+};
+
 inline constexpr int64_t kDecodePieceSlots = 512;  // keys of one piece of a decode attention
 inline constexpr int64_t kDecodeScratchSlots =
     kDecodePieceSlots + 2 * 16 * 4;  // each run may start and end inside a tile
@@ -163,6 +207,10 @@ struct Kernels {
   void (*prefill_attention)(const PrefillAttentionArgs& args);
   void (*whole_attention)(const WholeAttentionArgs& args);
   void (*attention_gradient)(const AttentionGradientArgs& args);
+  void (*scan_head)(const ScanArgs& args);
+  void (*conv_silu_row)(const ConvRowArgs& args);
+  void (*attend_row)(const AttendRowArgs& args);
+  void (*add_scaled_row)(const float* x, float scale, int64_t n, float* out);  // out += scale * x
   float (*max_value)(const float* x, int64_t n);
   // sum of exp(x - max): for log-softmax. In double per lane group.
   double (*sum_exp)(const float* x, int64_t n, float max);

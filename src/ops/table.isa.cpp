@@ -17,6 +17,10 @@ const Kernels kTable = {
     .prefill_attention = prefill_attention,
     .whole_attention = whole_attention,
     .attention_gradient = attention_gradient,
+    .scan_head = scan_head,
+    .conv_silu_row = conv_silu_row,
+    .attend_row = attend_row,
+    .add_scaled_row = add_scaled_row,
     .max_value = max_value,
     .sum_exp = sum_exp,
 };

@@ -1,0 +1,44 @@
+# The training component, POLYSPAN_TRAIN: library polyspan_hydra and program polyspan-train, which `polyspan train` calls.
+# On where LibTorch is found: Debian's libtorch-dev, or a pip-installed torch with
+# -DCMAKE_PREFIX_PATH=$(python3 -c 'import torch; print(torch.utils.cmake_prefix_path)'). Everything else does without.
+option(POLYSPAN_TRAIN "build the training component (LibTorch)" ON)
+if(POLYSPAN_TRAIN AND NOT POLYSPAN_SANITIZE)  # LibTorch is not built for sanitizers
+  find_package(Torch QUIET)
+endif()
+if(NOT Torch_FOUND)
+  message(STATUS "polyspan train is left out: POLYSPAN_TRAIN is off, this is a sanitizer build, or LibTorch was not found")
+  return()
+endif()
+message(STATUS "polyspan train: LibTorch ${Torch_VERSION}")
+
+file(GLOB hydra_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/hydra/*.cpp)
+set(hydra_tests ${hydra_sources})
+list(FILTER hydra_tests INCLUDE REGEX "_test\\.cpp$")
+list(FILTER hydra_sources EXCLUDE REGEX "(_test|train_main)\\.cpp$")
+
+# LibTorch's headers as system headers: their warnings are not ours. They take seconds to read, hence the precompiled header.
+function(polyspan_uses_torch target)
+  target_include_directories(${target} SYSTEM PRIVATE ${TORCH_INCLUDE_DIRS})
+  polyspan_warnings(${target})
+endfunction()
+add_library(polyspan_hydra STATIC ${hydra_sources})
+target_link_libraries(polyspan_hydra PUBLIC polyspan_recipe ${TORCH_LIBRARIES})
+target_precompile_headers(polyspan_hydra PRIVATE <torch/torch.h>)
+polyspan_uses_torch(polyspan_hydra)
+
+add_executable(polyspan-train src/hydra/train_main.cpp src/cli/cli.cpp)
+target_link_libraries(polyspan-train PRIVATE polyspan_hydra CLI11::CLI11)
+polyspan_uses_torch(polyspan-train)
+install(TARGETS polyspan-train)
+
+if(POLYSPAN_TESTS AND hydra_tests)
+  find_package(GTest REQUIRED)
+  include(GoogleTest)
+  enable_testing()
+  add_executable(hydra_test ${hydra_tests})
+  target_link_libraries(hydra_test PRIVATE polyspan_hydra GTest::gtest GTest::gtest_main)
+  target_precompile_headers(hydra_test REUSE_FROM polyspan_hydra)
+  target_compile_definitions(hydra_test PRIVATE POLYSPAN_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  polyspan_uses_torch(hydra_test)
+  gtest_discover_tests(hydra_test TEST_PREFIX "hydra." DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600)
+endif()

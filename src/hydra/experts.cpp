@@ -1,0 +1,106 @@
+#include "hydra/experts.h"
+
+#include <vector>
+
+namespace polyspan {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// The chunks that chose each expert: rows of the flattened chunks, and rows of the flattened (chunk, choice) pairs.
+struct Group {
+  int64_t expert;
+  torch::Tensor chunks, choices;
+};
+
+std::vector<Group> group_by_expert(const torch::Tensor& experts, int64_t n_experts) {
+  const torch::Tensor host = experts.to(torch::kCPU).contiguous();
+  const int64_t n_active = host.size(-1);
+  std::vector<std::vector<int64_t>> choices(static_cast<size_t>(n_experts));
+  for (int64_t i = 0; i < host.numel(); ++i) choices[static_cast<size_t>(host.data_ptr<int64_t>()[i])].push_back(i);
+  std::vector<Group> groups;
+  for (int64_t expert = 0; expert < n_experts; ++expert) {
+    if (choices[static_cast<size_t>(expert)].empty()) continue;
+    const torch::Tensor rows = torch::tensor(choices[static_cast<size_t>(expert)], torch::kInt64).to(experts.device());
+    groups.push_back({expert, rows.div(n_active, "floor"), rows});
+  }
+  return groups;
+}
+
+// A product a chunk, [n, L, d_in] x W^T: one large product could be cut differently when another chunk joins, and a
+// token's bits would then depend on later tokens.
+torch::Tensor chunk_linear(const torch::Tensor& x, const torch::Tensor& weight) {
+  return torch::bmm(x, weight.t().unsqueeze(0).expand({x.size(0), weight.size(1), weight.size(0)}));
+}
+
+class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
+ public:
+  // x [n_chunks, L, d_model], experts and weights [n_chunks, n_active].
+  static torch::Tensor forward(AutogradContext* context, torch::Tensor x, torch::Tensor experts, torch::Tensor weights,
+                               torch::Tensor gate, torch::Tensor up, torch::Tensor down) {
+    context->save_for_backward({x, experts, weights, gate, up, down});
+    torch::Tensor y = torch::zeros_like(x);
+    for (const Group& group : group_by_expert(experts, gate.size(0))) {
+      const torch::Tensor in = x.index_select(0, group.chunks);
+      const torch::Tensor h = torch::silu(chunk_linear(in, gate[group.expert])) * chunk_linear(in, up[group.expert]);
+      const torch::Tensor weight = weights.reshape({-1}).index_select(0, group.choices).view({-1, 1, 1});
+      y.index_add_(0, group.chunks, chunk_linear(h, down[group.expert]) * weight);
+    }
+    return y;
+  }
+
+  // Computes the hidden values again: kept are the inputs alone.
+  static variable_list backward(AutogradContext* context, variable_list d_out) {
+    const variable_list saved = context->get_saved_variables();
+    const torch::Tensor &x = saved[0], &experts = saved[1], &weights = saved[2], &gate = saved[3], &up = saved[4],
+                        &down = saved[5];
+    const torch::Tensor dy = d_out[0].contiguous();
+    torch::Tensor dx = torch::zeros_like(x), d_weights = torch::zeros_like(weights).reshape({-1});
+    torch::Tensor d_gate = torch::zeros_like(gate), d_up = torch::zeros_like(up), d_down = torch::zeros_like(down);
+    for (const Group& group : group_by_expert(experts, gate.size(0))) {
+      const int64_t e = group.expert;
+      const torch::Tensor in = x.index_select(0, group.chunks).flatten(0, 1);  // [n * L, d_model]
+      const torch::Tensor d_y = dy.index_select(0, group.chunks);              // [n, L, d_model]
+      const torch::Tensor g = in.mm(gate[e].t()), u = in.mm(up[e].t()), sigmoid = torch::sigmoid(g), silu = g * sigmoid;
+      const torch::Tensor h = silu * u, weight = weights.reshape({-1}).index_select(0, group.choices).view({-1, 1, 1});
+      const torch::Tensor y = h.mm(down[e].t()).view(d_y.sizes());
+      d_weights.index_copy_(0, group.choices, (y * d_y).sum(at::IntArrayRef({1, 2})));
+      const torch::Tensor d_expert = (d_y * weight).flatten(0, 1);
+      d_down[e] = d_expert.t().mm(h);
+      const torch::Tensor dh = d_expert.mm(down[e]);
+      const torch::Tensor du = dh * silu, dg = dh * u * sigmoid * (1 + g * (1 - sigmoid));
+      d_up[e] = du.t().mm(in);
+      d_gate[e] = dg.t().mm(in);
+      dx.index_add_(0, group.chunks, (dg.mm(gate[e]) + du.mm(up[e])).view(d_y.sizes()));
+    }
+    return {dx, torch::Tensor(), d_weights.view(weights.sizes()), d_gate, d_up, d_down};
+  }
+};
+
+}  // namespace
+
+Routing route(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& summary,
+              const torch::Tensor& noise) {
+  torch::Tensor logits = torch::linear(summary, w["moe_router.weight"]);  // [n_seqs, n_chunks, n_experts]
+  Routing routing;
+  routing.z_loss = logits.logsumexp(-1).square().mean();
+  if (noise.defined()) logits = logits + noise;
+  const torch::Tensor probabilities = torch::softmax(logits, -1);
+  const auto [best, experts] = probabilities.topk(c.n_active_experts, -1);
+  routing.experts = experts;
+  routing.weights = best / best.sum(-1, /*keepdim=*/true);
+  routing.use = torch::one_hot(experts, c.n_experts).to(summary.dtype()).mean(at::IntArrayRef({0, 1, 2}));
+  routing.balance_loss =
+      static_cast<double>(c.n_experts) * (routing.use * probabilities.mean(at::IntArrayRef({0, 1}))).sum();
+  return routing;
+}
+
+torch::Tensor grouped_experts(const torch::Tensor& x, const torch::Tensor& experts, const torch::Tensor& weights,
+                              const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& down) {
+  return GroupedExperts::apply(x.flatten(0, 1).contiguous(), experts.flatten(0, 1), weights.flatten(0, 1), gate, up,
+                               down)
+      .view(x.sizes());
+}
+
+}  // namespace polyspan

@@ -1,0 +1,33 @@
+#include "hydra/product_keys.h"
+
+namespace polyspan {
+
+MemoryOutput product_keys(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& x) {
+  const int64_t n = x.size(0) * x.size(1), half = c.d_pkm_query / 2, n_pairs = c.pkm_top * c.pkm_top;
+  const torch::Tensor flat = x.reshape({n, c.d_model});
+  const torch::Tensor q = rms_norm(torch::linear(flat, w["pkm_query.weight"]).view({n, c.pkm_heads, c.d_pkm_query}),
+                                   w["pkm_query_norm.weight"], c.norm_eps);
+  // [n, pkm_heads, 2, n_sub_keys] and the best of each half
+  const torch::Tensor scores = torch::einsum("nhsd,hskd->nhsk", {q.view({n, c.pkm_heads, 2, half}), w["pkm_keys"]});
+  const auto [best, key] = scores.topk(c.pkm_top, -1);
+  const auto half_of = [](const torch::Tensor& t, int64_t which) { return t.select(2, which); };
+  const torch::Tensor sums =
+      (half_of(best, 0).unsqueeze(-1) + half_of(best, 1).unsqueeze(-2)).view({n, c.pkm_heads, n_pairs});
+  const torch::Tensor pairs =
+      (half_of(key, 0).unsqueeze(-1) * c.n_sub_keys + half_of(key, 1).unsqueeze(-2)).view({n, c.pkm_heads, n_pairs});
+  const auto [top, at] = sums.topk(c.pkm_top, -1);
+  const torch::Tensor indices = pairs.gather(-1, at).view({n, c.pkm_heads * c.pkm_top});
+  const torch::Tensor weights = torch::softmax(top, -1).reshape({n, c.pkm_heads * c.pkm_top});
+
+  // A bag of values a token, its heads summed; the gradient of the values is sparse.
+  const int64_t n_read = c.pkm_heads * c.pkm_top;
+  const torch::Tensor offsets = torch::arange(n, indices.options()) * n_read;
+  const torch::Tensor read =
+      std::get<0>(torch::embedding_bag(w["pkm_values"], indices.reshape({-1}), offsets, /*scale_grad_by_freq=*/false,
+                                       /*mode=sum*/ 0, /*sparse=*/true, weights.reshape({-1})));
+  const torch::Tensor gate =
+      torch::sigmoid(torch::matmul(flat, w["pkm_gate.weight"]) + w["pkm_gate.bias"]).unsqueeze(-1);
+  return {(torch::linear(read, w["pkm_out.weight"]) * gate).view(x.sizes()), indices.detach(), gate.detach().mean()};
+}
+
+}  // namespace polyspan

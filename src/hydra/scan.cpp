@@ -1,0 +1,117 @@
+#include "hydra/scan.h"
+
+#include <vector>
+
+#include "core/error.h"
+
+namespace polyspan {
+namespace {
+
+using torch::indexing::None;
+using torch::indexing::Slice;
+
+torch::Tensor initial_state(const ScanInput& in) {
+  if (in.state.defined()) return in.state;
+  return torch::zeros({in.x.size(0), in.x.size(2), in.x.size(3), in.B.size(2)}, in.x.options());
+}
+
+// a [..., L] -> [..., L, L]: entry (i, j) is a_{j+1} + ... + a_i for j <= i, -inf above the diagonal.
+torch::Tensor segment_sums(const torch::Tensor& a) {
+  const int64_t len = a.size(-1);
+  const torch::Tensor ones = torch::ones({len, len}, a.options().dtype(torch::kBool));
+  const torch::Tensor repeated = a.unsqueeze(-1).expand({a.size(0), a.size(1), a.size(2), len, len});
+  const torch::Tensor sums = repeated.masked_fill(ones.tril(-1).logical_not(), 0).cumsum(-2);
+  return sums.masked_fill(ones.tril().logical_not(), -std::numeric_limits<double>::infinity());
+}
+
+torch::Tensor pad_tokens(const torch::Tensor& x, int64_t n) {
+  if (n == 0) return x;
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape[1] = n;
+  return torch::cat({x, torch::zeros(shape, x.options())}, 1);
+}
+
+// The backward of chunked_scan: runs the chunks again, this time recorded.
+class ChunkedScan : public torch::autograd::Function<ChunkedScan> {
+ public:
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, torch::Tensor x,
+                                                torch::Tensor dt, torch::Tensor A, torch::Tensor B, torch::Tensor C,
+                                                torch::Tensor state, int64_t chunk_len) {
+    context->save_for_backward({x, dt, A, B, C, state});
+    context->saved_data["chunk_len"] = chunk_len;
+    const ScanOutput out = chunked_scan_recorded({x, dt, A, B, C, state}, chunk_len);
+    return {out.y, out.state};
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list d_out) {
+    torch::autograd::variable_list inputs = context->get_saved_variables();
+    for (torch::Tensor& input : inputs) input = input.detach().set_requires_grad(true);
+    const torch::AutoGradMode record(true);
+    const ScanOutput out = chunked_scan_recorded({inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5]},
+                                                 context->saved_data["chunk_len"].toInt());
+    torch::autograd::variable_list outputs = {out.y};
+    torch::autograd::variable_list d_outputs = {d_out[0].defined() ? d_out[0] : torch::zeros_like(out.y)};
+    if (d_out[1].defined()) outputs.push_back(out.state), d_outputs.push_back(d_out[1]);
+    torch::autograd::variable_list grads =
+        torch::autograd::grad(outputs, inputs, d_outputs, c10::nullopt, false, /*allow_unused=*/true);
+    grads.emplace_back();  // of chunk_len
+    return grads;
+  }
+};
+
+}  // namespace
+
+ScanOutput chunked_scan(const ScanInput& in, int64_t chunk_len) {
+  const torch::autograd::variable_list out =
+      ChunkedScan::apply(in.x, in.dt, in.A, in.B, in.C, initial_state(in), chunk_len);
+  return {out[0], out[1]};
+}
+
+ScanOutput chunked_scan_recorded(const ScanInput& in, int64_t len) {
+  const int64_t n_seqs = in.x.size(0), n_tokens = in.x.size(1), n_heads = in.x.size(2), head_dim = in.x.size(3),
+                d_state = in.B.size(2);
+  const int64_t n_padded = (len - n_tokens % len) % len, n_chunks = (n_tokens + n_padded) / len;
+  // [n_seqs, n_chunks, n_heads, L(, head_dim)]; padding has dt = 0 and so leaves the state alone
+  const torch::Tensor dt = pad_tokens(in.dt, n_padded).view({n_seqs, n_chunks, len, n_heads}).transpose(2, 3);
+  const torch::Tensor x = pad_tokens(in.x, n_padded).view({n_seqs, n_chunks, len, n_heads, head_dim}).transpose(2, 3);
+  const torch::Tensor B = pad_tokens(in.B, n_padded).view({n_seqs, n_chunks, len, d_state});
+  const torch::Tensor C = pad_tokens(in.C, n_padded).view({n_seqs, n_chunks, len, d_state});
+  const torch::Tensor dt_x = x * dt.unsqueeze(-1);
+  const torch::Tensor a = dt * in.A.view({n_heads, 1});
+
+  // Within each chunk.
+  const torch::Tensor decay = segment_sums(a).exp();                                // [n_seqs, n_chunks, n_heads, L, L]
+  const torch::Tensor scores = torch::matmul(C, B.transpose(-1, -2)).unsqueeze(2);  // [n_seqs, n_chunks, 1, L, L]
+  torch::Tensor y = torch::matmul(scores * decay, dt_x);  // [n_seqs, n_chunks, n_heads, L, head_dim]
+
+  // What each chunk adds to the state at its end, and the states in front of the chunks.
+  const torch::Tensor to_end = decay.select(-2, len - 1);  // [n_seqs, n_chunks, n_heads, L]
+  const torch::Tensor added = torch::matmul((dt_x * to_end.unsqueeze(-1)).transpose(-1, -2), B.unsqueeze(2));
+  const torch::Tensor from_start = a.cumsum(-1).exp();  // [n_seqs, n_chunks, n_heads, L]
+  const torch::Tensor whole = from_start.select(-1, len - 1).unsqueeze(-1).unsqueeze(-1);
+  std::vector<torch::Tensor> before;
+  torch::Tensor state = initial_state(in);
+  for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
+    before.push_back(state);
+    state = state * whole.select(1, chunk) + added.select(1, chunk);
+  }
+  const torch::Tensor states = torch::stack(before, 1);  // [n_seqs, n_chunks, n_heads, head_dim, d_state]
+  y = y + torch::matmul(C.unsqueeze(2), states.transpose(-1, -2)) * from_start.unsqueeze(-1);
+  y = y.transpose(2, 3).reshape({n_seqs, n_chunks * len, n_heads, head_dim});
+  return {n_padded == 0 ? y : y.slice(1, 0, n_tokens), state};
+}
+
+ScanOutput recurrent_scan(const ScanInput& in) {
+  torch::Tensor state = initial_state(in);
+  std::vector<torch::Tensor> y;
+  for (int64_t t = 0; t < in.x.size(1); ++t) {
+    const torch::Tensor dt = in.dt.select(1, t);  // [n_seqs, n_heads]
+    const torch::Tensor decay = (dt * in.A).exp().unsqueeze(-1).unsqueeze(-1);
+    const torch::Tensor dt_x = in.x.select(1, t) * dt.unsqueeze(-1);  // [n_seqs, n_heads, head_dim]
+    state = state * decay + dt_x.unsqueeze(-1) * in.B.select(1, t).unsqueeze(1).unsqueeze(1);
+    y.push_back(torch::matmul(state, in.C.select(1, t).unsqueeze(1).unsqueeze(-1)).squeeze(-1));
+  }
+  return {torch::stack(y, 1), state};
+}
+
+}  // namespace polyspan

@@ -1,0 +1,79 @@
+// model/hydra.h: the Hydra language model in the engine (arXiv 2508.15099; docs/hydra.md has the equations and the state).
+//
+// Products with weights run over all tokens of a step at once; what follows the sequence runs over parts of it that lie
+// within one chunk. Each token goes through the same operations in the same order however a prompt is cut, so prefill
+// equals decode to the bit. The state-space recurrence keeps rows of the state in registers while a part's tokens pass.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model/hydra_state.h"
+#include "model/hydra_weights.h"
+#include "model/model.h"
+#include "ops/matmul.h"
+#include "ops/rope.h"
+
+namespace polyspan {
+
+class HydraEngineModel final : public Model {
+ public:
+  HydraEngineModel(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context, Progress& progress);
+
+  void forward(const Batch& batch) override;
+  void logits(std::span<const int64_t> rows, float* out) override;
+  std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) override;  // throws Error (kUnsupported)
+  int64_t max_batch_tokens() const override;
+  int64_t weight_bytes() const override { return weights_.bytes(); }
+  int64_t bytes_per_token() const override;
+
+ private:
+  // Consecutive tokens of one sequence within one chunk: rows [row, row + n) of the batch.
+  struct Part {
+    float* state;
+    int64_t row, n, position;
+    int64_t decisions;  // of its chunk: index into decisions_, see decide()
+    bool begins_chunk(int64_t chunk_len) const { return position % chunk_len == 0; }
+    bool ends_chunk(int64_t chunk_len) const { return (position + n) % chunk_len == 0; }
+  };
+  // Working memory, [n_tokens, ...] each; grows with the largest step.
+  struct Activations {
+    std::vector<float> x, normed, path;        // [d_model]
+    std::vector<float> ssm_in, conv, scanned;  // [d_ssm_in], [d_conv_channels], [d_inner]
+    std::vector<float> dt, decay;              // [n_ssm_heads]
+    std::vector<float> q, k, v, attention;
+    std::vector<float> read_q, write_k, write_v, read;
+    std::vector<float> ffn;
+    std::vector<float> pkm_q, pkm_read;
+    std::vector<ActBlock> blocks;
+  };
+
+  void begin_sequence(float* state);
+  void decide(const HydraBlockWeights& w, const HydraBlockState& b, const Part& part);
+  void run_ssm(const HydraBlockWeights& w, const HydraBlockState& b);
+  void run_attention(const HydraBlockWeights& w, const HydraBlockState& b);
+  void attend_head(const HydraBlockState& b, const Part& part, int64_t kv_head, int thread);
+  void run_workspace(const HydraBlockWeights& w, const HydraBlockState& b);
+  void write_slots(const HydraBlockWeights& w, const HydraBlockState& b, float* state);
+  void project_slots(const HydraBlockWeights& w, const HydraBlockState& b, float* state);
+  void run_experts(const HydraBlockWeights& w);
+  void run_memory(const HydraBlockWeights& w);
+  // x += multiplier * path, each row with its part's multiplier.
+  void add_path(int64_t which);
+  void end_part(const HydraBlockState& b, const Part& part);
+
+  void norm(const float* x, const std::vector<float>& weight, int64_t n, int64_t d, float* out);
+  MatmulInput input(const float* values, int64_t n_tokens, int64_t d_in);
+  void multiply(const MatmulInput& x, const PackedMatrix& weight, float* out);
+
+  HydraConfig hydra_;
+  HydraStateLayout layout_;
+  OpContext& context_;
+  HydraWeights weights_;
+  Activations act_;
+  RopeTable rope_table_;
+  std::vector<Part> parts_;       // of the current step
+  std::vector<float> decisions_;  // of the current block, for each part: multipliers [3], expert weights and experts
+};
+
+}  // namespace polyspan

@@ -1,0 +1,43 @@
+// model/hydra_state.h: what a sequence of a Hydra model keeps: a fixed number of bytes, whatever its length.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "model/hydra_config.h"
+
+namespace polyspan {
+
+// One block's part of the state, as offsets in floats (positions: in int64) from the state's start. -1: not there.
+struct HydraBlockState {
+  int64_t chunk_sum = -1, last_mean = -1;    // [d_model] each: normed states of this chunk so far; mean of the last
+  int64_t decisions = -1;                    // of this chunk: [3] multipliers, path scales included; then, where there
+                                             // are experts, [n_active_experts] weights and as many expert numbers
+  int64_t conv = -1;                         // [d_conv - 1, d_conv_channels], the oldest first
+  int64_t scan = -1;                         // [n_ssm_heads, d_state, ssm_head_dim]
+  int64_t near_keys = -1, near_values = -1;  // [n_kv_heads, window, head_dim]; position p in slot p % window
+  int64_t near_scores = -1;                  // [window]
+  int64_t far_keys = -1, far_values = -1;    // [n_kv_heads, n_global, head_dim]
+  int64_t far_scores = -1;                   // [n_global]
+  int64_t far_positions = -1;                // [n_global] int64: counted in floats from the start, 8-byte aligned
+  int64_t slots = -1;                        // [n_slots, d_slot]
+  int64_t slot_keys = -1, slot_values = -1;  // [n_slots, slot_rank]: their projections for reading
+  int64_t write_keys = -1, write_values = -1;  // [chunk_len, slot_rank], [chunk_len, d_slot]: of this chunk so far
+};
+
+struct HydraStateLayout {
+  explicit HydraStateLayout(const HydraConfig& config);
+  std::vector<HydraBlockState> blocks;
+  int64_t n_floats = 0;
+  int64_t bytes() const { return 4 * n_floats; }
+};
+
+// How many tokens the global set of `chunk` holds.
+int64_t n_far_tokens(const HydraConfig& config, int64_t chunk);
+
+// Brings the tokens of the chunk that begins to leave the window into the global set: called when `chunk` begins, before
+// its first token is written. Keeps the n_global best scores, the earlier position where two are equal.
+void update_global_set(const HydraConfig& config, const HydraBlockState& block, int64_t chunk, float* state);
+
+}  // namespace polyspan

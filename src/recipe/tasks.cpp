@@ -1,0 +1,118 @@
+#include "recipe/tasks.h"
+
+#include <numeric>
+
+#include "core/error.h"
+#include "eval/random_source.h"
+
+namespace polyspan {
+namespace {
+
+constexpr int64_t kLetters = 26;
+
+// One example under construction.
+struct Writer {
+  std::vector<int32_t>& tokens;
+  std::vector<uint8_t>& mask;
+  void put(char c, bool scored = false) {
+    tokens.push_back(static_cast<unsigned char>(c));
+    mask.push_back(scored);
+  }
+  void fill(int64_t n) {
+    for (int64_t i = 0; i < n; ++i) put('.');
+  }
+};
+
+std::vector<int64_t> shuffled(int64_t n, RandomSource& random) {
+  std::vector<int64_t> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  random.shuffle(order);
+  return order;
+}
+
+void check_room(const TaskOptions& o, int64_t needed) {
+  if (o.length + 1 < needed)
+    throw Error::bad_input("an example of the task ", o.task, " with these sizes has ", needed, " tokens; --length is ",
+                           o.length, " (and one more)");
+}
+
+void recall(const TaskOptions& o, RandomSource& random, Writer out) {
+  const std::vector<int64_t> keys = shuffled(kLetters, random);
+  std::vector<char> values;
+  for (int64_t i = 0; i < o.pairs; ++i) values.push_back(static_cast<char>('a' + random.below(kLetters)));
+  const auto key = [&](int64_t i) { return static_cast<char>('A' + keys[static_cast<size_t>(i)]); };
+  for (int64_t i = 0; i < o.pairs; ++i) out.put(key(i)), out.put(values[static_cast<size_t>(i)]);
+  out.fill(o.gap);
+  for (int64_t left = o.length + 1 - 2 * o.pairs - o.gap; left > 0;) {
+    for (const int64_t i : shuffled(o.pairs, random)) {
+      if (left < 2) break;
+      out.put(key(i)), out.put(values[static_cast<size_t>(i)], true);
+      left -= 2;
+    }
+    if (left == 1) out.put('.'), left = 0;
+  }
+}
+
+void copy(const TaskOptions& o, RandomSource& random, Writer out) {
+  std::vector<char> letters;
+  for (int64_t i = 0; i < o.pairs; ++i) letters.push_back(static_cast<char>('a' + random.below(kLetters)));
+  out.fill(o.length + 1 - 2 * o.pairs - o.gap - 1);
+  for (const char c : letters) out.put(c);
+  out.fill(o.gap);
+  out.put('=');
+  for (const char c : letters) out.put(c, true);
+}
+
+void chain(const TaskOptions& o, RandomSource& random, Writer out) {
+  const std::vector<int64_t> letters = shuffled(kLetters, random);
+  const int64_t n = o.hops + 1;
+  const auto letter = [&](int64_t c, int64_t i) {
+    return static_cast<char>('A' + letters[static_cast<size_t>(c * n + i)]);
+  };
+  std::vector<std::pair<char, char>> facts;
+  for (int64_t c = 0; c < o.pairs; ++c)
+    for (int64_t i = 0; i < o.hops; ++i) facts.emplace_back(letter(c, i), letter(c, i + 1));
+  random.shuffle(facts);
+  out.fill(o.length + 1 - 3 * o.pairs * o.hops - 5);
+  for (const auto& [from, to] : facts) out.put(from), out.put(to), out.put(';');
+  const int64_t asked = random.below(o.pairs);
+  out.put('?'), out.put(letter(asked, 0)), out.put(static_cast<char>('0' + o.hops)), out.put('=');
+  out.put(letter(asked, o.hops), true);
+}
+
+}  // namespace
+
+TaskExamples make_task(const TaskOptions& o) {
+  if (o.examples < 1 || o.length < 2 || o.pairs < 1 || o.gap < 0 || o.hops < 1 ||
+      o.examples > (int64_t{1} << 32) / o.length)
+    throw Error::bad_input("sizes of a task must be positive, and its file at most 4 Gi tokens");
+  TaskExamples out;
+  out.example_length = o.length + 1;
+  out.chance = 1.0 / static_cast<double>(kLetters);
+  void (*make)(const TaskOptions&, RandomSource&, Writer) = nullptr;
+  if (o.task == "recall") {
+    if (o.pairs > kLetters) throw Error::bad_input("recall has at most ", kLetters, " pairs; found ", o.pairs);
+    check_room(o, 2 * o.pairs + o.gap + 2);
+    make = recall;
+  } else if (o.task == "copy") {
+    check_room(o, 2 * o.pairs + o.gap + 1);
+    make = copy;
+  } else if (o.task == "chain") {
+    if (o.hops > 9 || o.pairs * (o.hops + 1) > kLetters)
+      throw Error::bad_input(o.pairs, " chains of ", o.hops, " hops need ", o.pairs * (o.hops + 1),
+                             " letters; there are ", kLetters);
+    check_room(o, 3 * o.pairs * o.hops + 5);
+    out.chance = 1.0 / static_cast<double>(o.pairs * (o.hops + 1));
+    make = chain;
+  } else {
+    throw Error::usage("task \"", o.task, "\" is not known; wanted recall, copy or chain");
+  }
+  for (int64_t i = 0; i < o.examples; ++i) {
+    RandomSource random{o.seed, static_cast<uint64_t>(i)};
+    make(o, random, {out.tokens, out.mask});
+    POLYSPAN_CHECK(std::ssize(out.tokens) == (i + 1) * out.example_length);
+  }
+  return out;
+}
+
+}  // namespace polyspan

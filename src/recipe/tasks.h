@@ -1,0 +1,35 @@
+// recipe/tasks.h: synthetic tasks in readable bytes: what must be remembered is in the input, what is scored is marked.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace polyspan {
+
+struct TaskOptions {
+  std::string task = "recall";
+  int64_t length = 128;  // tokens of an example that are read; an example has one more, the last one predicted
+  int64_t pairs = 8;     // recall: key-value pairs; copy: letters; chain: chains
+  int64_t gap = 0;       // recall, copy: filler between what is told and what is asked
+  int64_t hops = 2;      // chain
+  int64_t examples = 1000;
+  uint64_t seed = 1;
+};
+
+struct TaskExamples {
+  int64_t example_length = 0;
+  std::vector<int32_t> tokens;  // bytes, [examples, example_length]
+  std::vector<uint8_t> mask;    // 1 where an answer is to be predicted
+  double chance = 0;            // accuracy of a model that knows the answers' alphabet and nothing else
+};
+
+// recall  multi-query associative recall (Zoology, arXiv 2312.04927): "AqBzCd" gap "BzAq...": keys A-Z each with a value
+//         a-z; after the gap the keys come back in random rounds and their values are to be predicted.
+// copy    "qzdk" gap "=qzdk": letters to be repeated in order.
+// chain   "AB;CD;BC;?A2=C": facts of several chains, shuffled; the letter `hops` steps after the first. The chains' last
+//         letters all occur once, so rarity does not tell the answer.
+// Throws Error (kBadInput) where the task is not known or does not fit the length.
+TaskExamples make_task(const TaskOptions& options);
+
+}  // namespace polyspan
