@@ -29,7 +29,7 @@ def prompt_text(path):
     text = text[:DOCUMENT_CHARACTERS]
     text = text[: text.rfind("\n\n") + 1] or text
     at = text.find("\n\n", int(NOTE_AT * len(text))) + 2
-    return f"{text[:at]}{NOTE}\n\n{text[at:]}\n\nQuestion: {QUESTION}\nAnswer: The pass key is"
+    return f"{text[:at]}{NOTE}\n\n{text[at:]}\n\nQuestion: {QUESTION}\nAnswer: The pass key is "
 
 
 def run(command):
