@@ -47,6 +47,8 @@ void add_bench(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_compress(CLI::App& app);
 void add_inspect(CLI::App& app);
+// Of a training run's TOML file, by `inspect`.
+void inspect_config(const std::string& path, std::vector<int64_t> lengths, bool json);
 void add_report(CLI::App& app);
 void add_prepare(CLI::App& app);
 void add_train(CLI::App& app);

@@ -168,6 +168,7 @@ void inspect(const InspectOptions& o) {
     throw Error::bad_input(o.path, ": this is a directory without a run of polyspan");
   if (!std::filesystem::exists(o.path, error)) throw Error::io(o.path, "there is no such file");
   if (is_gguf(o.path) || std::filesystem::path(o.path).extension() == ".gguf") return inspect_model(o);
+  if (std::filesystem::path(o.path).extension() == ".toml") return inspect_config(o.path, o.lengths, o.json);
   inspect_plan(o);
 }
 
@@ -176,7 +177,7 @@ void inspect(const InspectOptions& o) {
 void add_inspect(CLI::App& app) {
   const auto o = std::make_shared<InspectOptions>();
   CLI::App* command = app.add_subcommand("inspect", "Show what a model or a plan is, and what its cache costs");
-  command->add_option("path", o->path, "a GGUF model or a plan file")->required();
+  command->add_option("path", o->path, "a GGUF model, a plan file, or the TOML file of a training run")->required();
   command->add_option("--length", o->lengths, "context lengths in tokens, comma separated")
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
@@ -193,7 +194,8 @@ void add_inspect(CLI::App& app) {
       "Examples:\n"
       "  polyspan inspect model.gguf --length 8192 --plan uniform:0.25\n"
       "  polyspan inspect plan.json --length 4096,8192 --json\n"
-      "  polyspan inspect plan.json --kv-heads 8 --head-dim 128 --length 16384");
+      "  polyspan inspect plan.json --kv-heads 8 --head-dim 128 --length 16384\n"
+      "  polyspan inspect bench/hydra/hydra-1.6b.toml");
   command->callback([o] { inspect(*o); });
 }
 

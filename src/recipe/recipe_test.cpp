@@ -1,0 +1,177 @@
+// Configurations, token files, checkpoints and tasks: what is wrong with one is said; what is cut is refused.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <set>
+
+#include "core/error.h"
+#include "io/safetensors.h"
+#include "recipe/prepare.h"
+#include "recipe/tasks.h"
+#include "recipe/token_file.h"
+#include "recipe/train_config.h"
+
+namespace polyspan {
+namespace {
+
+std::string message_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+class Recipe : public testing::Test {
+ protected:
+  Recipe() : folder_(std::filesystem::temp_directory_path() / ("polyspan-recipe-" + std::to_string(getpid()))) {
+    std::filesystem::create_directories(folder_);
+  }
+  ~Recipe() override { std::filesystem::remove_all(folder_); }
+  // Every length of the file but the whole one must be refused by `open`.
+  void expect_cuts_refused(const std::filesystem::path& path,
+                           const std::function<void(const std::filesystem::path&)>& open) const {
+    std::ifstream file(path, std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+    const std::filesystem::path cut = folder_ / "cut";
+    for (size_t n = 0; n < bytes.size(); ++n) {
+      std::ofstream(cut, std::ios::binary) << bytes.substr(0, n);
+      EXPECT_THROW(open(cut), Error) << n << " of " << bytes.size() << " bytes";
+    }
+  }
+  std::filesystem::path folder_;
+};
+
+TEST_F(Recipe, TheLargeModelIsOneOfSixteenHundredMillion) {
+  const TrainConfig config =
+      load_train_config(std::filesystem::path(POLYSPAN_SOURCE_DIR) / "bench/hydra/hydra-1.6b.toml");
+  EXPECT_NEAR(static_cast<double>(account(config.hydra).parameters), 1.6e9, 0.02 * 1.6e9);
+}
+
+TEST_F(Recipe, ConfigurationsSayWhatIsWrong) {
+  const auto message = [](const std::string& text) { return message_of([&] { parse_train_config(text, "c.toml"); }); };
+  const std::map<std::string, std::string> cases = {
+      {"[model]\nd_modle = 4", "c.toml:2: [model] d_modle is not known; did you mean d_model?"},
+      {"[mdel]\n", "did you mean model?"},
+      {"architecture = \"mamba\"", "wanted hydra or transformer"},
+      {"[model]\nd_model = \"x\"", "must be a whole number"},
+      {"[model]\nd_model = 0", "it must be between 1 and"},
+      {"[model]\nd_model = ", "c.toml: line 2"},
+      {"[attention]\nwindow = 100", "attention.window is 100; it must be a multiple of chunk_len, 64"},
+      {"[attention]\nn_heads = 4\nn_kv_heads = 3", "multiple of attention.n_kv_heads, 3"},
+      {"[moe]\nn_experts = 1", "moe.n_active is 2; there are only 1 experts"},
+      {"[pkm]\nlayers = [8]", "pkm.layers names block 8; the blocks are 0 to 7"},
+      {"[ssm]\nenabled = false\n[attention]\nevery = 0", "no block would see another token"},
+      {"[[stage]]\nlength = 4", "[stage 1] steps is missing"},
+      {"[[stage]]\nsteps = 1\noff = [\"moe\"]\nramp = [\"moe\"]", "which another list"},
+      {"[model]\nvocab_size = 16000000\nd_model = 1000000\n[ssm]\nd_inner = 64", "the sizes are too large"},
+  };
+  for (const auto& [text, part] : cases)
+    EXPECT_NE(message(text).find(part), std::string::npos) << text << "\n  gave: " << message(text);
+  EXPECT_EQ(message("[[stage]]\nsteps = 1\n"), "no error");
+}
+
+TEST_F(Recipe, TokenFilesComeBackAndAreCheckedAtEveryLength) {
+  const std::filesystem::path path = folder_ / "a.tokens";
+  const std::vector<int32_t> tokens = {1, 2, 259, 0, 5, 6};
+  const std::vector<uint8_t> mask = {0, 1, 0, 1, 1, 0};
+  write_token_file(path, {.vocab_size = 260, .example_length = 3, .tokenizer = "bytes", .source = "test"}, tokens,
+                   mask);
+  {
+    const TokenFile file = TokenFile::open(path);
+    EXPECT_TRUE(std::ranges::equal(file.tokens(), tokens) && std::ranges::equal(file.mask(), mask));
+    EXPECT_EQ(file.info().example_length, 3);
+  }
+  expect_cuts_refused(path, [](const std::filesystem::path& cut) { TokenFile::open(cut); });
+  write_token_file(path, {.vocab_size = 200, .tokenizer = "bytes", .source = "test"}, tokens, {});
+  EXPECT_NE(message_of([&] { TokenFile::open(path); }).find("token 2 is 259; the vocabulary has 200"),
+            std::string::npos);
+}
+
+TEST_F(Recipe, CheckpointsComeBackAndAreCheckedAtEveryLength) {
+  const std::filesystem::path path = folder_ / "a.safetensors";
+  const std::vector<float> a = {1, 2, 3, 4, 5, 6}, b = {7};
+  const NamedFloatTensor tensors[] = {{"a", {{2, 3}, a}}, {"b", {{1}, b}}};
+  write_safetensors(path, {{"step", "12"}}, tensors);
+  {
+    const SafetensorsFile file = SafetensorsFile::open(path);
+    EXPECT_TRUE(std::ranges::equal(file.get("a", std::vector<int64_t>{2, 3}).values, a));
+    EXPECT_EQ(file.get_metadata("step"), "12");
+    EXPECT_NE(message_of([&] {
+                file.get("a", std::vector<int64_t>{3, 2});
+              }).find("[2, 3]; wanted [3, 2]"),
+              std::string::npos);
+    EXPECT_NE(message_of([&] { file.get("c", std::vector<int64_t>{1}); }).find("tensor c is missing"),
+              std::string::npos);
+  }
+  expect_cuts_refused(path, [](const std::filesystem::path& cut) { SafetensorsFile::open(cut); });
+}
+
+TEST_F(Recipe, RecallAnswersAreInTheExample) {
+  const TaskExamples made =
+      make_task({.task = "recall", .length = 40, .pairs = 5, .gap = 6, .examples = 50, .seed = 3});
+  ASSERT_EQ(made.example_length, 41);
+  for (int64_t e = 0; e < 50; ++e) {
+    const int32_t* const x = made.tokens.data() + e * 41;
+    std::map<int32_t, int32_t> value;
+    for (int64_t i = 0; i < 5; ++i) value[x[2 * i]] = x[2 * i + 1];
+    EXPECT_EQ(value.size(), 5u);
+    int64_t n_scored = 0;
+    for (int64_t t = 0; t < 41; ++t) {
+      if (made.mask[static_cast<size_t>(e * 41 + t)] == 0) continue;
+      ++n_scored;
+      EXPECT_EQ(x[t], value.at(x[t - 1]));
+    }
+    EXPECT_GE(n_scored, 10);
+  }
+}
+
+TEST_F(Recipe, ChainAnswersFollowFromTheFacts) {
+  const TaskExamples made =
+      make_task({.task = "chain", .length = 60, .pairs = 3, .hops = 4, .examples = 50, .seed = 3});
+  for (int64_t e = 0; e < 50; ++e) {
+    const int32_t* const x = made.tokens.data() + e * made.example_length;
+    std::map<int32_t, int32_t> next;
+    std::map<int32_t, int64_t> times;
+    int64_t t = 0;
+    for (; x[t] != '?'; ++t) {
+      if (x[t] == ';') next[x[t - 2]] = x[t - 1], ++times[x[t - 2]], ++times[x[t - 1]];
+    }
+    int32_t at = x[t + 1];
+    for (int64_t hop = 0; hop < x[t + 2] - '0'; ++hop) at = next.at(at);
+    EXPECT_EQ(x[t + 4], at);
+    EXPECT_EQ(t + 5, made.example_length);
+    int64_t n_once = 0;
+    for (const auto& [letter, n] : times) n_once += n == 1;
+    EXPECT_EQ(n_once, 6);  // the answer is one of six letters that occur once
+  }
+}
+
+TEST_F(Recipe, TasksThatDoNotFitAreRefused) {
+  for (const TaskOptions& o :
+       {TaskOptions{.task = "recal"}, TaskOptions{.task = "recall", .length = 10, .pairs = 8},
+        TaskOptions{.task = "recall", .pairs = 27}, TaskOptions{.task = "chain", .pairs = 9, .hops = 3},
+        TaskOptions{.task = "copy", .length = 8, .pairs = 8}})
+    EXPECT_THROW(make_task(o), Error) << o.task << " " << o.length << " " << o.pairs;
+}
+
+TEST_F(Recipe, TextBecomesBytesWithAnEnd) {
+  std::ofstream(folder_ / "a.txt") << "h\xc3\xa9";
+  prepare_text({folder_ / "a.txt"}, CorpusTokenizer("bytes"), folder_ / "a.tokens", no_progress());
+  const TokenFile file = TokenFile::open(folder_ / "a.tokens");
+  const std::vector<int32_t> expected = {'h', 0xc3, 0xa9, kByteEnd};
+  EXPECT_TRUE(std::ranges::equal(file.tokens(), expected));
+  std::ofstream(folder_ / "empty.txt") << "";
+  EXPECT_NE(message_of([&] {
+              prepare_text({folder_ / "empty.txt"}, CorpusTokenizer("bytes"), folder_ / "b.tokens", no_progress());
+            }).find("no text"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace polyspan
