@@ -69,7 +69,8 @@ TEST_F(Recipe, ConfigurationsSayWhatIsWrong) {
       {"[ssm]\nenabled = false\n[attention]\nevery = 0", "no block would see another token"},
       {"[[stage]]\nlength = 4", "[stage 1] steps is missing"},
       {"[[stage]]\nsteps = 1\noff = [\"moe\"]\nramp = [\"moe\"]", "which another list"},
-      {"[model]\nvocab_size = 16000000\nd_model = 1000000\n[ssm]\nd_inner = 64", "the sizes are too large"},
+      {"[model]\nvocab_size = 16000000\nd_model = 1000000\n[ssm]\nd_inner = 64\n[attention]\nhead_dim = 64",
+       "the sizes are too large"},
   };
   for (const auto& [text, part] : cases)
     EXPECT_NE(message(text).find(part), std::string::npos) << text << "\n  gave: " << message(text);
