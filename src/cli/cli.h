@@ -20,8 +20,9 @@ struct ModelOptions {
   std::string model;
   std::string plan;  // empty: the model's own
   std::string kv = "f16";
-  int threads = 0;  // 0: physical cores
-  std::string isa;  // empty: the best
+  int threads = 0;              // 0: physical cores
+  std::string isa;              // empty: the best
+  std::string device = "auto";  // cuda/device.h
   bool json = false;
   void add_to(CLI::App& app);
   std::unique_ptr<Engine> load() const;

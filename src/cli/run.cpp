@@ -72,6 +72,7 @@ void run(RunOptions& o) {
         {"density", plan.density(planned)},
         {"plan", o.common.plan_name()},
         {"tokens", result.tokens},
+        {"device", std::string(engine->model().device())},
         {"threads", engine->n_threads()},
         {"isa", isa_name(current_isa())},
         {"model", o.common.model}};

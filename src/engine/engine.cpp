@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "engine/sampler.h"
 
 namespace polyspan {
 namespace {
@@ -18,8 +19,10 @@ void check_tokens(const Sequence& sequence, std::span<const TokenId> tokens, int
 
 }  // namespace
 
-std::unique_ptr<Engine> Engine::load(const std::filesystem::path& path, int n_threads, Progress& progress) {
-  if (n_threads < 1 || n_threads > 1024) throw Error::usage("the number of threads is ", n_threads, "; it must be between 1 and 1024");
+std::unique_ptr<Engine> Engine::load(const std::filesystem::path& path, int n_threads, Progress& progress,
+                                     const Device& device) {
+  if (n_threads < 1 || n_threads > 1024)
+    throw Error::usage("the number of threads is ", n_threads, "; it must be between 1 and 1024");
   auto file = std::make_unique<GgufFile>(GgufFile::open(path));
   find_architecture(*file);  // before the long work
   std::unique_ptr<Engine> engine(new Engine(n_threads));
@@ -30,7 +33,9 @@ std::unique_ptr<Engine> Engine::load(const std::filesystem::path& path, int n_th
   } catch (const Error& error) {  // only a problem for those who want to chat
     engine->chat_format_problem_ = error.what();
   }
-  engine->model_ = Model::load(std::move(file), engine->context_, progress);
+  const Device chosen = device.kind == DeviceKind::kAuto ? resolve_device(device, read_config(*file)) : device;
+  engine->model_ = chosen.kind == DeviceKind::kCuda ? load_cuda_model(std::move(file), chosen.index, progress)
+                                                    : Model::load(std::move(file), engine->context_, progress);
   if (engine->tokenizer_->vocab_size() > engine->config().vocab_size)
     throw Error::bad_file(path, "the tokenizer has ", engine->tokenizer_->vocab_size(), " tokens but the model only ",
                           engine->config().vocab_size, " embeddings");
@@ -45,15 +50,17 @@ const ChatFormat& Engine::chat_format() const {
 std::unique_ptr<Sequence> Engine::new_sequence(const SpanPlan& plan, int64_t planned_length, KvType type) const {
   if (planned_length < 1) throw Error::bad_input("a context of ", planned_length, " tokens; at least 1 is needed");
   if (planned_length > config().context_length)
-    throw Error::bad_input("a context of ", planned_length, " tokens is more than the ", config().context_length, " that the model was trained for");
-  return std::make_unique<Sequence>(KvLayout(config(), plan, planned_length, type));
+    throw Error::bad_input("a context of ", planned_length, " tokens is more than the ", config().context_length,
+                           " that the model was trained for");
+  return std::make_unique<Sequence>(model_->make_cache(KvLayout(config(), plan, planned_length, type)));
 }
 
 void Engine::step(std::span<const StepRequest> requests, Progress& progress) {
   int64_t total = 0;
   for (size_t i = 0; i < requests.size(); ++i) {
     check_tokens(*requests[i].sequence, requests[i].tokens, config().vocab_size);
-    for (size_t j = 0; j < i; ++j) POLYSPAN_CHECK(requests[j].sequence != requests[i].sequence, "a sequence is in a step twice");
+    for (size_t j = 0; j < i; ++j)
+      POLYSPAN_CHECK(requests[j].sequence != requests[i].sequence, "a sequence is in a step twice");
     total += std::ssize(requests[i].tokens);
   }
   progress.start("prefill", total);
@@ -62,7 +69,6 @@ void Engine::step(std::span<const StepRequest> requests, Progress& progress) {
   std::vector<BatchSequence> sequences;
   std::vector<int64_t> logit_rows;
   std::vector<size_t> logit_requests;
-  std::vector<float> logits;
   for (int64_t finished = 0; finished < total;) {
     tokens.clear();
     sequences.clear();
@@ -76,31 +82,46 @@ void Engine::step(std::span<const StepRequest> requests, Progress& progress) {
       const std::span<const TokenId> part = requests[i].tokens.subspan(done[i], static_cast<size_t>(n));
       tokens.insert(tokens.end(), part.begin(), part.end());
       done[i] += static_cast<size_t>(n);
-      if (done[i] == requests[i].tokens.size() && requests[i].logits != nullptr) {
+      if (done[i] == requests[i].tokens.size() && (requests[i].logits != nullptr || requests[i].greedy != nullptr)) {
         logit_rows.push_back(static_cast<int64_t>(tokens.size()) - 1);
         logit_requests.push_back(i);
       }
     }
     model_->forward({tokens, sequences});
-    for (size_t i = 0, s = 0; i < requests.size() && s < sequences.size(); ++i) {  // what is in the caches is in tokens_
+    for (size_t i = 0, s = 0; i < requests.size() && s < sequences.size();
+         ++i) {  // what is in the caches is in tokens_
       if (sequences[s].cache != &requests[i].sequence->cache_) continue;
       const auto begin = tokens.begin() + sequences[s].first_row;
       requests[i].sequence->tokens_.insert(requests[i].sequence->tokens_.end(), begin, begin + sequences[s].n_rows);
       ++s;
     }
-    if (logit_rows.size() == 1) {
-      model_->logits(logit_rows, requests[logit_requests[0]].logits);
-    } else if (!logit_rows.empty()) {
-      const size_t vocab = static_cast<size_t>(config().vocab_size);
-      logits.resize(logit_rows.size() * vocab);
-      model_->logits(logit_rows, logits.data());
-      for (size_t i = 0; i < logit_rows.size(); ++i)
-        std::copy_n(logits.begin() + static_cast<std::ptrdiff_t>(i * vocab), vocab, requests[logit_requests[i]].logits);
-    }
+    if (!logit_rows.empty()) read_results(requests, logit_requests, logit_rows);
     finished += static_cast<int64_t>(tokens.size());
     progress.update(finished);
   }
   progress.finish();
+}
+
+void Engine::read_results(std::span<const StepRequest> requests, std::span<const size_t> which,
+                          std::span<const int64_t> rows) {
+  const size_t vocab = static_cast<size_t>(config().vocab_size);
+  const auto is_greedy = [&](size_t i) { return requests[i].logits == nullptr; };
+  if (std::all_of(which.begin(), which.end(), is_greedy)) {
+    std::vector<TokenId> picked(rows.size());
+    if (model_->greedy_tokens(rows, picked.data())) {
+      for (size_t i = 0; i < which.size(); ++i) *requests[which[i]].greedy = picked[i];
+      return;
+    }
+  }
+  const bool direct = rows.size() == 1 && !is_greedy(which[0]);
+  std::vector<float> logits(direct ? 0 : rows.size() * vocab);
+  model_->logits(rows, direct ? requests[which[0]].logits : logits.data());
+  for (size_t i = 0; i < which.size(); ++i) {
+    const StepRequest& request = requests[which[i]];
+    const float* const row = direct ? request.logits : logits.data() + i * vocab;
+    if (request.greedy != nullptr) *request.greedy = greedy_token({row, vocab});
+    if (!direct && request.logits != nullptr) std::copy_n(row, vocab, request.logits);
+  }
 }
 
 void Engine::score(Sequence& sequence, std::span<const TokenId> tokens, int64_t visit_from,
@@ -120,7 +141,8 @@ void Engine::score(Sequence& sequence, std::span<const TokenId> tokens, int64_t 
       std::vector<int64_t> wanted;
       for (int64_t i = first; i < std::min(first + kRows, begin + part); ++i) wanted.push_back(i - begin);
       model_->logits(wanted, logits.data());
-      visit(first, std::span(logits).first(wanted.size() * static_cast<size_t>(vocab)), static_cast<int64_t>(wanted.size()));
+      visit(first, std::span(logits).first(wanted.size() * static_cast<size_t>(vocab)),
+            static_cast<int64_t>(wanted.size()));
     }
     progress.update(begin + part);
   }

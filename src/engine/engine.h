@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/progress.h"
+#include "cuda/device.h"
 #include "model/model.h"
 #include "text/chat_format.h"
 #include "text/tokenizer.h"
@@ -20,7 +21,7 @@ namespace polyspan {
 // One conversation or document: its tokens and its cache. Belongs to the engine's model.
 class Sequence {
  public:
-  explicit Sequence(KvLayout layout) : cache_(std::move(layout)) {}
+  explicit Sequence(KvCache cache) : cache_(std::move(cache)) {}
   KvCache& cache() { return cache_; }
   const KvCache& cache() const { return cache_; }
   // Tokens whose keys are in the cache (as far as the spans keep them).
@@ -39,12 +40,14 @@ struct StepRequest {
   Sequence* sequence = nullptr;
   std::span<const TokenId> tokens;  // at least one; at most the sequence's room
   float* logits = nullptr;          // [vocab_size] after the last token, or null
+  TokenId* greedy = nullptr;        // the most likely next token, or null; without logits, none leave a GPU for it
 };
 
 class Engine {
  public:
   // Throws Error: what the file, the tokenizer or the machine's memory do not allow.
-  static std::unique_ptr<Engine> load(const std::filesystem::path& model, int n_threads, Progress& progress = no_progress());
+  static std::unique_ptr<Engine> load(const std::filesystem::path& model, int n_threads,
+                                      Progress& progress = no_progress(), const Device& device = {DeviceKind::kCpu, 0});
 
   const ModelConfig& config() const { return model_->config(); }
   Model& model() { return *model_; }
@@ -66,10 +69,14 @@ class Engine {
   // Calls visit(first, logits [n, vocab_size], n) for the logits after each of `tokens` [visit_from, end), some rows at a
   // time (they are never all in memory).
   void score(Sequence& sequence, std::span<const TokenId> tokens, int64_t visit_from,
-             const std::function<void(int64_t first, std::span<const float> logits, int64_t n)>& visit, Progress& progress = no_progress());
+             const std::function<void(int64_t first, std::span<const float> logits, int64_t n)>& visit,
+             Progress& progress = no_progress());
 
  private:
   explicit Engine(int n_threads) : context_(n_threads) {}
+  // Logits and tokens that requests[which[i]] asked for, after row rows[i] of the last forward pass.
+  void read_results(std::span<const StepRequest> requests, std::span<const size_t> which,
+                    std::span<const int64_t> rows);
   OpContext context_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Tokenizer> tokenizer_;

@@ -66,7 +66,13 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
   };
 
   const auto start = std::chrono::steady_clock::now();
-  const StepRequest feed{&sequence, prompt, logits.data()};
+  // Without a penalty the most likely token is all that greedy sampling needs: a GPU then keeps its logits.
+  const bool greedy = options.sampling.temperature == 0.0f && options.sampling.repetition_penalty == 1.0f;
+  TokenId likely = 0;
+  const auto request = [&](std::span<const TokenId> tokens) {
+    return StepRequest{&sequence, tokens, greedy ? nullptr : logits.data(), greedy ? &likely : nullptr};
+  };
+  const StepRequest feed = request(prompt);
   engine.step({&feed, 1}, progress);
   result.prefill_seconds = seconds_since(start);
   if (options.max_tokens < 1) return result;
@@ -74,7 +80,7 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
   std::vector<TokenId> history = sequence.tokens();
   const auto decode_start = std::chrono::steady_clock::now();
   for (;;) {
-    const TokenId token = sampler.sample(logits, history);
+    const TokenId token = greedy ? likely : sampler.sample(logits, history);
     result.tokens.push_back(token);
     history.push_back(token);
     if (!options.ignore_end && engine.tokenizer().is_end_of_generation(token)) {
@@ -88,7 +94,7 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
       break;
     }
     if (static_cast<int64_t>(result.tokens.size()) >= options.max_tokens || sequence.room() == 0) break;
-    const StepRequest next{&sequence, {&token, 1}, logits.data()};
+    const StepRequest next = request({&token, 1});
     engine.step({&next, 1});
     ++result.n_decode_steps;
   }

@@ -29,7 +29,7 @@ class SpeedMeter {
   SpeedMeter(Engine& engine, const SpanPlan& plan, KvType type, uint64_t seed);
   // Prompts of n tokens, each from an empty cache. REQUIRES: n, n_reps >= 1.
   SpeedRow prefill(int64_t n, int64_t n_reps);
-  // n_reps times n_tokens decode steps as generation does them (forward, logits, the most likely token), after `depth`
+  // n_reps times n_tokens decode steps as greedy generation does them (forward, logits, the most likely token), after `depth`
   // tokens. The cache is planned for decode_length().
   SpeedRow decode(int64_t depth, int64_t n_tokens, int64_t n_reps);
   static int64_t decode_length(int64_t depth, int64_t n_tokens, int64_t n_reps) {

@@ -1,6 +1,7 @@
 #include "model/kv_cache.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <string>
 
@@ -19,12 +20,17 @@ KvType kv_type_by_name(std::string_view name) {
 }
 
 KvLayout::KvLayout(const ModelConfig& config, const SpanPlan& plan, int64_t length, KvType kv_type)
-    : type(kv_type), planned_length(length), n_layers(config.n_layers), n_heads(config.n_heads),
-      n_kv_heads(config.n_kv_heads), head_dim(config.head_dim) {
+    : type(kv_type),
+      planned_length(length),
+      n_layers(config.n_layers),
+      n_heads(config.n_heads),
+      n_kv_heads(config.n_kv_heads),
+      head_dim(config.head_dim) {
   POLYSPAN_CHECK(length >= 1);
   if (config.state_bytes > 0) {  // of a fixed size: no head has a cache
     if (!plan.is_dense())
-      throw Error::unsupported("plans do not apply to ", config.architecture, " models yet: their attention has a fixed window");
+      throw Error::unsupported("plans do not apply to ", config.architecture,
+                               " models yet: their attention has a fixed window");
     bytes = config.state_bytes;
     return;
   }
@@ -33,12 +39,14 @@ KvLayout::KvLayout(const ModelConfig& config, const SpanPlan& plan, int64_t leng
   const int64_t window = config.sliding_window > 0 ? config.sliding_window : length;  // no head sees further
   for (int64_t layer = 0; layer < n_layers; ++layer) {
     for (int64_t head = 0; head < n_heads; ++head)
-      spans.push_back({std::min(table.query_head_spans[static_cast<size_t>(layer)][static_cast<size_t>(head)], window), table.n_sink_tokens});
+      spans.push_back({std::min(table.query_head_spans[static_cast<size_t>(layer)][static_cast<size_t>(head)], window),
+                       table.n_sink_tokens});
     for (int64_t kv_head = 0; kv_head < n_kv_heads; ++kv_head) {
       KvHeadLayout h;
       h.n_sink = std::min(table.n_sink_tokens, length);
       h.sink_slots = round_up_to(h.n_sink, kTileSlots);
-      const int64_t span = std::min(table.kv_head_spans[static_cast<size_t>(layer)][static_cast<size_t>(kv_head)], window);
+      const int64_t span =
+          std::min(table.kv_head_spans[static_cast<size_t>(layer)][static_cast<size_t>(kv_head)], window);
       h.ring_slots = round_up_to(std::min(span, length - h.n_sink), kTileSlots);
       h.offset = bytes;
       bytes += round_up_to(kv_storage_bytes(type, d_padded, h.capacity()), 64);
@@ -47,13 +55,27 @@ KvLayout::KvLayout(const ModelConfig& config, const SpanPlan& plan, int64_t leng
   }
 }
 
-KvCache::KvCache(KvLayout layout) : layout_(std::move(layout)) {
+namespace {
+
+uint64_t next_cache_id() {
+  static std::atomic<uint64_t> next{1};
+  return next++;
+}
+
+}  // namespace
+
+KvCache::KvCache(KvLayout layout, std::shared_ptr<std::byte> device_memory)
+    : layout_(std::move(layout)), device_memory_(std::move(device_memory)), id_(next_cache_id()) {
+  POLYSPAN_CHECK(device_memory_ != nullptr);
+}
+
+KvCache::KvCache(KvLayout layout) : layout_(std::move(layout)), id_(next_cache_id()) {
   memory_ = HugeBuffer(layout_.bytes, "a " + std::string(kv_type_name(layout_.type)) + " KV cache for " +
                                           std::to_string(layout_.planned_length) + " tokens");
 }
 
 void KvCache::restore(std::span<const std::byte> saved, int64_t n_tokens) {
-  POLYSPAN_CHECK(std::ssize(saved) == layout_.bytes && n_tokens >= 0 && n_tokens <= max_tokens());
+  POLYSPAN_CHECK(!on_device() && std::ssize(saved) == layout_.bytes && n_tokens >= 0 && n_tokens <= max_tokens());
   std::memcpy(memory_.data(), saved.data(), saved.size());
   n_tokens_ = n_tokens;
 }
@@ -82,8 +104,8 @@ void KvCache::add_runs(int64_t layer, int64_t kv_head, int64_t first_query, int6
   add(oldest + until_wrap, n - until_wrap);
 }
 
-void copy_kv_slot(KvType type, int64_t d, const std::byte* from, int64_t from_capacity, int64_t from_slot, std::byte* to,
-                  int64_t to_capacity, int64_t to_slot) {
+void copy_kv_slot(KvType type, int64_t d, const std::byte* from, int64_t from_capacity, int64_t from_slot,
+                  std::byte* to, int64_t to_capacity, int64_t to_slot) {
   const int64_t tile_bytes = kv_tile_bytes(type, d);
   const int64_t from_lane = from_slot % kTileSlots, to_lane = to_slot % kTileSlots;
   const std::byte* k_from = from + from_slot / kTileSlots * tile_bytes;
@@ -91,7 +113,8 @@ void copy_kv_slot(KvType type, int64_t d, const std::byte* from, int64_t from_ca
   const std::byte* v_from = k_from + from_capacity / kTileSlots * tile_bytes;
   std::byte* v_to = k_to + to_capacity / kTileSlots * tile_bytes;
   if (type == KvType::kQ8) {
-    for (int64_t quad = 0; quad < d / 4; ++quad) std::memcpy(k_to + quad * 64 + to_lane * 4, k_from + quad * 64 + from_lane * 4, 4);
+    for (int64_t quad = 0; quad < d / 4; ++quad)
+      std::memcpy(k_to + quad * 64 + to_lane * 4, k_from + quad * 64 + from_lane * 4, 4);
     for (int64_t i = 0; i < d; ++i)
       v_to[(to_lane / 4 * d + i) * 4 + to_lane % 4] = v_from[(from_lane / 4 * d + i) * 4 + from_lane % 4];
     std::memcpy(k_to + 16 * d + 4 * to_lane, k_from + 16 * d + 4 * from_lane, 4);

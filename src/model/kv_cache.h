@@ -3,15 +3,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "core/huge_buffer.h"
 #include "model/config.h"
-#include "plan/span_plan.h"
 #include "ops/kernels.h"
 #include "ops/span_attention.h"
+#include "plan/span_plan.h"
 
 namespace polyspan {
 
@@ -22,10 +23,10 @@ KvType kv_type_by_name(std::string_view name);
 // Where one KV head's slots are: [0, sink_slots) hold positions 0, 1, ...; position p >= n_sink is in ring slot
 // sink_slots + (p - n_sink) % ring_slots.
 struct KvHeadLayout {
-  int64_t n_sink = 0;         // sink positions kept
-  int64_t sink_slots = 0;     // n_sink rounded up to 16
-  int64_t ring_slots = 0;     // min(span, planned length - n_sink) rounded up to 16
-  int64_t offset = 0;         // bytes into the cache's memory
+  int64_t n_sink = 0;      // sink positions kept
+  int64_t sink_slots = 0;  // n_sink rounded up to 16
+  int64_t ring_slots = 0;  // min(span, planned length - n_sink) rounded up to 16
+  int64_t offset = 0;      // bytes into the cache's memory
   int64_t capacity() const { return sink_slots + ring_slots; }
   int64_t slot(int64_t position) const {
     return position < n_sink ? position : sink_slots + (position - n_sink) % ring_slots;
@@ -38,9 +39,11 @@ struct KvLayout {
   KvType type;
   int64_t planned_length, n_layers, n_heads, n_kv_heads, head_dim;
   int64_t bytes = 0;
-  std::vector<KvHeadLayout> heads;       // [n_layers * n_kv_heads]
-  std::vector<AttentionSpan> spans;      // [n_layers * n_heads]
-  const KvHeadLayout& head(int64_t layer, int64_t kv_head) const { return heads[static_cast<size_t>(layer * n_kv_heads + kv_head)]; }
+  std::vector<KvHeadLayout> heads;   // [n_layers * n_kv_heads]
+  std::vector<AttentionSpan> spans;  // [n_layers * n_heads]
+  const KvHeadLayout& head(int64_t layer, int64_t kv_head) const {
+    return heads[static_cast<size_t>(layer * n_kv_heads + kv_head)];
+  }
   const AttentionSpan* head_spans(int64_t layer, int64_t kv_head) const {
     return spans.data() + layer * n_heads + kv_head * (n_heads / n_kv_heads);
   }
@@ -50,18 +53,24 @@ class KvCache {
  public:
   // Throws Error (kOutOfMemory) with the bytes needed and available.
   explicit KvCache(KvLayout layout);
+  // In memory of another device, layout.bytes of it: made by the model that runs there (Model::make_cache).
+  KvCache(KvLayout layout, std::shared_ptr<std::byte> device_memory);
 
   const KvLayout& layout() const { return layout_; }
-  int64_t n_tokens() const { return n_tokens_; }       // positions [0, n_tokens) are in (as far as the spans keep them)
+  int64_t n_tokens() const { return n_tokens_; }  // positions [0, n_tokens) are in (as far as the spans keep them)
   int64_t max_tokens() const { return layout_.planned_length; }
   int64_t bytes() const { return layout_.bytes; }
   void advance(int64_t n) { n_tokens_ += n; }
   void clear() { n_tokens_ = 0; }
+  bool on_device() const { return device_memory_ != nullptr; }
+  uint64_t id() const { return id_; }  // no other cache of this process has it
 
-  std::byte* storage(int64_t layer, int64_t kv_head) { return memory_.data() + layout_.head(layer, kv_head).offset; }
+  std::byte* storage(int64_t layer, int64_t kv_head) {
+    return (on_device() ? device_memory_.get() : memory_.data()) + layout_.head(layer, kv_head).offset;
+  }
   // A recurrent model's state, layout().bytes of it; the model makes it anew where n_tokens() is 0.
   std::byte* state() { return memory_.data(); }
-  // The whole of a sequence's memory, and that put back: a saved prompt, a branch. Exact. REQUIRES: of an equal layout.
+  // The whole of a sequence's memory, and that put back: a saved prompt, a branch. Exact. REQUIRES: of an equal layout, not on_device().
   std::span<const std::byte> saved() const { return {memory_.data(), static_cast<size_t>(layout_.bytes)}; }
   void restore(std::span<const std::byte> saved, int64_t n_tokens);
   // Whether n tokens from `position` on can be written before they attend: nothing that their queries may see is lost.
@@ -72,6 +81,8 @@ class KvCache {
  private:
   KvLayout layout_;
   HugeBuffer memory_;
+  std::shared_ptr<std::byte> device_memory_;
+  uint64_t id_;
   int64_t n_tokens_ = 0;
 };
 

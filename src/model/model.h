@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <memory>
 #include <span>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/progress.h"
@@ -24,8 +26,8 @@ struct BatchSequence {
 };
 
 struct Batch {
-  std::span<const int32_t> tokens;            // [n_tokens], ids within the vocabulary
-  std::span<const BatchSequence> sequences;   // cover the rows in order, each cache once
+  std::span<const int32_t> tokens;           // [n_tokens], ids within the vocabulary
+  std::span<const BatchSequence> sequences;  // cover the rows in order, each cache once
 };
 
 // Not thread-safe: one forward at a time.
@@ -37,15 +39,25 @@ class Model {
   // with the file). `context` must outlive the model.
   static std::unique_ptr<Model> load(std::unique_ptr<GgufFile> file, OpContext& context, Progress& progress);
 
+  // A cache where this model computes. Throws Error (kOutOfMemory) with the bytes needed and available.
+  virtual KvCache make_cache(KvLayout layout) const { return KvCache(std::move(layout)); }
+
   // Runs all layers over the batch, writes the caches and advances them. REQUIRES: n_tokens <= max_batch_tokens(), every
   // cache has room. The hidden states stay valid until the next call.
   virtual void forward(const Batch& batch) = 0;
   // Logits [rows.size(), vocab_size] of some rows of the last batch.
   virtual void logits(std::span<const int64_t> rows, float* out) = 0;
+  // The most likely token after each of these rows, the first of equals, where the model picks it itself (on a GPU: no
+  // logits travel). False: it does not, ask for logits.
+  virtual bool greedy_tokens(std::span<const int64_t> rows, int32_t* out) {
+    static_cast<void>(rows), static_cast<void>(out);
+    return false;
+  }
 
   // For the search of spans. Throws Error (kOutOfMemory); the model must outlive it.
   virtual std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) = 0;
 
+  virtual std::string_view device() const { return "cpu"; }
   virtual int64_t max_batch_tokens() const = 0;
   virtual int64_t weight_bytes() const = 0;
   // Bytes a decode step reads besides the cache (weights): for the roof.
@@ -65,7 +77,8 @@ class Model {
 struct Architecture {
   std::string_view name;
   ModelConfig (*read_config)(const GgufFile& file);
-  std::unique_ptr<Model> (*make)(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context, Progress& progress);
+  std::unique_ptr<Model> (*make)(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context,
+                                 Progress& progress);
 };
 std::span<const Architecture* const> architectures();
 // Throws Error (kUnsupported) that names the known ones.

@@ -1,0 +1,33 @@
+// cuda/blas.h: matrix products from cuBLAS, which is loaded when the first Blas is made.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "cuda/runtime.h"
+
+struct cublasContext;
+
+namespace polyspan::cuda {
+
+class Blas {
+ public:
+  // Throws Error (kUnsupported) when cuBLAS 12 or 13 is not found on this machine.
+  explicit Blas(const Stream& stream);
+  ~Blas();
+  Blas(const Blas&) = delete;
+  Blas& operator=(const Blas&) = delete;
+
+  // out [n_tokens, out_stride] = x [n_tokens, d_in] W^T (+ out when `add`), W [d_out, d_in]; W and x of `type` (F32, F16 or
+  // BF16), sums and out in f32.
+  void multiply(DType type, const void* w, const void* x, int64_t n_tokens, int64_t d_out, int64_t d_in, float* out,
+                int64_t out_stride, bool add) const;
+
+  static constexpr int64_t kWorkspaceBytes = 32 << 20;
+
+ private:
+  cublasContext* handle_ = nullptr;
+  DeviceBuffer workspace_;  // its own: cuBLAS would allocate one, which a graph's recording forbids
+};
+
+}  // namespace polyspan::cuda

@@ -1,0 +1,388 @@
+#include "cuda/elementwise.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "cuda/blocks.cuh"
+#include "cuda/number.cuh"
+
+namespace polyspan::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+unsigned grid_of(int64_t n) {
+  return static_cast<unsigned>(std::clamp<int64_t>((n + kThreads - 1) / kThreads, 1, 1 << 16));
+}
+
+template <typename Visit>
+void visit_activation(ActivationType type, void* out, Visit visit) {
+  if (type == ActivationType::kF32) visit(static_cast<float*>(out));
+  if (type == ActivationType::kF16) visit(static_cast<__half*>(out));
+  if (type == ActivationType::kBF16) visit(static_cast<__nv_bfloat16*>(out));
+}
+
+// The sum over a block of kThreads. Shared memory: 32 floats.
+__device__ float block_sum(float value) {
+  __shared__ float warps[kThreads / 32];
+  value = warp_sum(value);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  float all = 0;
+  for (int i = 0; i < kThreads / 32; ++i) all += warps[i];
+  return all;
+}
+
+template <typename T>
+__global__ void embed_floats_kernel(const T* table, int64_t d, const int32_t* tokens, float* out) {
+  const T* const row = table + int64_t{tokens[blockIdx.x]} * d;
+  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) out[blockIdx.x * d + i] = to_float(row[i]);
+}
+
+template <DType kType>
+__global__ void embed_blocks_kernel(DeviceMatrix table, const int32_t* tokens, float* out) {
+  for (int unit = threadIdx.x; unit < table.d_in / 32; unit += blockDim.x) {
+    const Unit u = load_unit<kType>(table, tokens[blockIdx.x], unit);
+    float values[2][16];
+    decode_unit(u, values);
+#pragma unroll
+    for (int run = 0; run < 2; ++run)
+#pragma unroll
+      for (int i = 0; i < 16; ++i) out[blockIdx.x * table.d_in + u.at[run] + i] = values[run][i];
+  }
+}
+
+template <typename T>
+__global__ void rmsnorm_kernel(const float* x, const int32_t* rows, const float* weight, int64_t d, float eps, T* out) {
+  const float* const row = x + (rows == nullptr ? int64_t{blockIdx.x} : int64_t{rows[blockIdx.x]}) * d;
+  float squares = 0;
+  for (int64_t i = threadIdx.x; i < d; i += kThreads) squares += row[i] * row[i];
+  const float scale = rsqrtf(block_sum(squares) / static_cast<float>(d) + eps);
+  for (int64_t i = threadIdx.x; i < d; i += kThreads)
+    out[blockIdx.x * d + i] = from_float<T>(row[i] * scale * weight[i]);
+}
+
+template <typename T>
+__global__ void swiglu_kernel(const float* gate_up, int64_t n, int64_t d_ff, T* out) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += int64_t{gridDim.x} * kThreads) {
+    const int64_t token = i / d_ff, channel = i % d_ff;
+    const float gate = gate_up[token * 2 * d_ff + channel], up = gate_up[token * 2 * d_ff + d_ff + channel];
+    out[i] = from_float<T>(gate / (1.0f + __expf(-gate)) * up);
+  }
+}
+
+template <typename T>
+__global__ void convert_kernel(const float* x, int64_t n, T* out) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += int64_t{gridDim.x} * kThreads)
+    out[i] = from_float<T>(x[i]);
+}
+
+// One warp a block of 32 values.
+__global__ void quantize_kernel(const float* x, int64_t n_blocks, int8_t* codes, float* scales) {
+  const int lane = threadIdx.x % 32;
+  for (int64_t block = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32; block < n_blocks;
+       block += int64_t{gridDim.x} * kThreads / 32) {
+    const float value = x[block * 32 + lane], largest = warp_max(fabsf(value));
+    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+    codes[block * 32 + lane] = static_cast<int8_t>(__float2int_rn(value * inverse));
+    if (lane == 0) scales[block] = largest / 127.0f;
+  }
+}
+
+__global__ void rope_table_kernel(const double* frequencies, int n_pairs, const int32_t* positions,
+                                  int64_t first_position, RopeTurn* table) {
+  const int64_t token = blockIdx.x;
+  const double position =
+      static_cast<double>(positions == nullptr ? first_position + token : int64_t{positions[token]});
+  for (int pair = threadIdx.x; pair < n_pairs; pair += blockDim.x) {
+    double sine, cosine;
+    sincos(position * frequencies[pair], &sine, &cosine);
+    table[token * n_pairs + pair] = {static_cast<float>(cosine), static_cast<float>(sine)};
+  }
+}
+
+// One warp a head of a token: queries, then keys, then values. A lane holds the pairs lane, lane + 32, ... of the head:
+// those that are rotated, then pairs of neighbours that are not. REQUIRES: head_dim <= 128.
+template <KvType kType>
+__global__ void append_kernel(AppendArgs args) {
+  using T = typename KvElement<kType>::type;
+  constexpr int kMostPairs = 2;  // of a lane
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = kThreads / 32;
+  const int dim = static_cast<int>(args.head_dim), n_pairs = static_cast<int>(args.n_pairs);
+  const int n_rows = static_cast<int>(args.n_heads + 2 * args.n_kv_heads);
+  const int64_t token = blockIdx.x;
+  for (int row = blockIdx.y * warps + warp; row < n_rows; row += gridDim.y * warps) {
+    const float* const from = args.qkv + (token * n_rows + row) * dim;
+    const bool is_value = row >= args.n_heads + args.n_kv_heads;
+    float first[kMostPairs] = {}, second[kMostPairs] = {};
+    int first_at[kMostPairs], second_at[kMostPairs];
+#pragma unroll
+    for (int i = 0; i < kMostPairs; ++i) {
+      const int pair = lane + 32 * i;
+      const bool halves = !args.interleaved && pair < n_pairs;
+      first_at[i] = halves ? pair : 2 * pair;
+      second_at[i] = halves ? pair + n_pairs : 2 * pair + 1;
+      if (2 * pair >= dim) continue;
+      float a = from[first_at[i]], b = from[second_at[i]];
+      if (args.bias != nullptr) {
+        a += args.bias[row * dim + first_at[i]];
+        b += args.bias[row * dim + second_at[i]];
+      }
+      if (!is_value && pair < n_pairs) {
+        const RopeTurn turn = args.rope[token * n_pairs + pair];
+        const float turned = a * turn.cosine - b * turn.sine;
+        b = a * turn.sine + b * turn.cosine;
+        a = turned;
+      }
+      first[i] = a;
+      second[i] = b;
+    }
+    if (row < args.n_heads) {
+      float* const to = args.q + (token * args.n_heads + row) * dim;
+#pragma unroll
+      for (int i = 0; i < kMostPairs; ++i)
+        if (2 * (lane + 32 * i) < dim) {
+          to[first_at[i]] = first[i];
+          to[second_at[i]] = second[i];
+        }
+      continue;
+    }
+    const int kv_head = static_cast<int>(row - args.n_heads - (is_value ? args.n_kv_heads : 0));
+    const bool in_chunk = args.positions == nullptr;
+    const KvHeadView head = args.heads[in_chunk ? kv_head : token * args.n_kv_heads + kv_head];
+    int64_t slot = token;
+    if (!in_chunk) {
+      const int position = args.positions[token];
+      slot = position < head.n_sink ? position : head.sink_slots + (position - head.n_sink) % head.ring_slots;
+    }
+    T* const to = const_cast<T*>(is_value ? values_of<T>(head, dim) : keys_of<T>(head)) + slot * dim;
+    float inverse = 0.0f;
+    if constexpr (kType == KvType::kQ8) {
+      float largest = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kMostPairs; ++i) largest = fmaxf(largest, fmaxf(fabsf(first[i]), fabsf(second[i])));
+      largest = warp_max(largest);
+      inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+      if (lane == 0) (is_value ? value_scales_of(head, dim) : key_scales_of(head, dim))[slot] = largest / 127.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kMostPairs; ++i) {
+      if (2 * (lane + 32 * i) >= dim) continue;
+      if constexpr (kType == KvType::kQ8) {
+        to[first_at[i]] = static_cast<int8_t>(__float2int_rn(first[i] * inverse));
+        to[second_at[i]] = static_cast<int8_t>(__float2int_rn(second[i] * inverse));
+      } else {
+        to[first_at[i]] = from_float<T>(first[i]);
+        to[second_at[i]] = from_float<T>(second[i]);
+      }
+    }
+  }
+}
+
+// One warp a (token, KV head).
+template <typename T>
+__global__ void keep_chunk_kernel(int n_kv_heads, int dim, const KvHeadView* chunk, const KvHeadView* heads,
+                                  int64_t first_position, int64_t n_tokens) {
+  const int lane = threadIdx.x % 32;
+  const int64_t index = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32, token = index / n_kv_heads;
+  if (token >= n_tokens) return;
+  const KvHeadView from = chunk[index % n_kv_heads], to = heads[index % n_kv_heads];
+  const int64_t position = first_position + token;
+  if (position >= to.n_sink && position < first_position + n_tokens - to.ring_slots)
+    return;  // overwritten within this chunk
+  const int64_t slot = position < to.n_sink ? position : to.sink_slots + (position - to.n_sink) % to.ring_slots;
+  const int vectors = dim * static_cast<int>(sizeof(T)) / 16;
+  for (int part = 0; part < 2; ++part) {
+    const T* const source = part == 0 ? keys_of<T>(from) : values_of<T>(from, dim);
+    T* const target = const_cast<T*>(part == 0 ? keys_of<T>(to) : values_of<T>(to, dim));
+    if (lane < vectors)
+      reinterpret_cast<uint4*>(target + slot * dim)[lane] = reinterpret_cast<const uint4*>(source + token * dim)[lane];
+  }
+  if (sizeof(T) == 1 && lane == 0) {
+    key_scales_of(to, dim)[slot] = key_scales_of(from, dim)[token];
+    value_scales_of(to, dim)[slot] = value_scales_of(from, dim)[token];
+  }
+}
+
+// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011), one of its four words.
+__device__ uint32_t philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2) {
+  uint32_t c[4] = {c0, c1, c2, 0}, k[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t{0xD2511F53u} * c[0], b = uint64_t{0xCD9E8D57u} * c[2];
+    const uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ c[1] ^ k[0], static_cast<uint32_t>(b),
+                              static_cast<uint32_t>(a >> 32) ^ c[3] ^ k[1], static_cast<uint32_t>(a)};
+    for (int i = 0; i < 4; ++i) c[i] = next[i];
+    k[0] += 0x9E3779B9u;
+    k[1] += 0xBB67AE85u;
+  }
+  return c[0];
+}
+
+// One block a row. Shared memory: 2 words a warp.
+template <bool kRandom>
+__global__ void pick_kernel(const float* logits, int64_t vocab_size, float inverse_temperature, uint64_t seed,
+                            int32_t* draw, int32_t* tokens, int32_t* positions) {
+  constexpr int kWarps = 1024 / 32;
+  __shared__ float best_values[kWarps];
+  __shared__ int best_ids[kWarps];
+  const float* const row = logits + blockIdx.x * vocab_size;
+  const uint32_t n_drawn = kRandom ? static_cast<uint32_t>(draw[blockIdx.x]) : 0;
+  float best = -INFINITY;
+  int id = 0x7fffffff;
+  const auto take = [&](float value, int candidate) {
+    if (value > best || (value == best && candidate < id)) {
+      best = value;
+      id = candidate;
+    }
+  };
+  for (int i = threadIdx.x; i < vocab_size; i += blockDim.x) {
+    float value = row[i];
+    if (value != value) continue;
+    if constexpr (kRandom) {
+      // -log(-log(u)), u uniform in (0, 1).
+      const float u =
+          (static_cast<float>(philox(seed, static_cast<uint32_t>(i), blockIdx.x, n_drawn) >> 8) + 0.5f) * 0x1p-24f;
+      value = value * inverse_temperature - logf(-logf(u));
+    }
+    take(value, i);
+  }
+  const auto reduce = [&] {
+    for (int offset = 16; offset > 0; offset /= 2) {
+      const float other = __shfl_xor_sync(0xffffffffu, best, offset);
+      const int other_id = __shfl_xor_sync(0xffffffffu, id, offset);
+      take(other, other_id);
+    }
+  };
+  reduce();
+  if (threadIdx.x % 32 == 0) {
+    best_values[threadIdx.x / 32] = best;
+    best_ids[threadIdx.x / 32] = id;
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  best = -INFINITY;
+  id = 0x7fffffff;
+  if (threadIdx.x < blockDim.x / 32) {
+    best = best_values[threadIdx.x];
+    id = best_ids[threadIdx.x];
+  }
+  reduce();
+  if (threadIdx.x != 0) return;
+  tokens[blockIdx.x] = id == 0x7fffffff ? 0 : id;
+  if (kRandom) draw[blockIdx.x] += 1;
+  if (positions != nullptr) positions[blockIdx.x] += 1;
+}
+
+template <typename T>
+__global__ void fill_random_kernel(T* out, int64_t n, float limit, uint64_t seed) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += int64_t{gridDim.x} * kThreads) {
+    uint64_t z = seed + 0x9e3779b97f4a7c15u * static_cast<uint64_t>(i + 1);  // SplitMix64 (Steele, Lea, Flood 2014)
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    out[i] = from_float<T>(limit * static_cast<float>(static_cast<int64_t>(z) >> 40) * 0x1p-23f);
+  }
+}
+
+}  // namespace
+
+void embed(const DeviceMatrix& table, const int32_t* tokens, int64_t n_tokens, float* out, const Stream& stream) {
+  const unsigned grid = static_cast<unsigned>(n_tokens);
+  const auto floats = [&](const auto* rows) {
+    embed_floats_kernel<<<grid, kThreads, 0, stream.get()>>>(rows, table.d_in, tokens, out);
+  };
+  if (table.type == DType::kF32) floats(reinterpret_cast<const float*>(table.data));
+  if (table.type == DType::kF16) floats(reinterpret_cast<const __half*>(table.data));
+  if (table.type == DType::kBF16) floats(reinterpret_cast<const __nv_bfloat16*>(table.data));
+  visit_block_type(table.type, [&]<DType kType>() {
+    embed_blocks_kernel<kType><<<grid, kThreads, 0, stream.get()>>>(table, tokens, out);
+  });
+  check_launch("embed");
+}
+
+void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n_rows, int64_t d, float eps,
+             ActivationType out_type, void* out, const Stream& stream) {
+  visit_activation(out_type, out, [&](auto* to) {
+    rmsnorm_kernel<<<static_cast<unsigned>(n_rows), kThreads, 0, stream.get()>>>(x, rows, weight, d, eps, to);
+  });
+  check_launch("rmsnorm");
+}
+
+void swiglu(const float* gate_up, int64_t n_tokens, int64_t d_ff, ActivationType out_type, void* out,
+            const Stream& stream) {
+  visit_activation(out_type, out, [&](auto* to) {
+    swiglu_kernel<<<grid_of(n_tokens * d_ff), kThreads, 0, stream.get()>>>(gate_up, n_tokens * d_ff, d_ff, to);
+  });
+  check_launch("swiglu");
+}
+
+void quantize(const float* x, int64_t n_tokens, int64_t d_in, int8_t* codes, float* scales, const Stream& stream) {
+  POLYSPAN_CHECK(d_in % 32 == 0);
+  quantize_kernel<<<grid_of(n_tokens * d_in), kThreads, 0, stream.get()>>>(x, n_tokens * d_in / 32, codes, scales);
+  check_launch("quantize");
+}
+
+void convert(const float* x, int64_t n, ActivationType out_type, void* out, const Stream& stream) {
+  visit_activation(out_type, out,
+                   [&](auto* to) { convert_kernel<<<grid_of(n), kThreads, 0, stream.get()>>>(x, n, to); });
+  check_launch("convert");
+}
+
+void rope_table(const double* frequencies, int64_t n_pairs, const int32_t* positions, int64_t first_position,
+                int64_t n_tokens, RopeTurn* table, const Stream& stream) {
+  rope_table_kernel<<<static_cast<unsigned>(n_tokens), 64, 0, stream.get()>>>(frequencies, static_cast<int>(n_pairs),
+                                                                              positions, first_position, table);
+  check_launch("rope_table");
+}
+
+void append(const AppendArgs& args, const Stream& stream) {
+  POLYSPAN_CHECK(args.head_dim <= 128 && args.head_dim % 2 == 0 && 2 * args.n_pairs <= args.head_dim);
+  const int64_t rows = args.n_heads + 2 * args.n_kv_heads;
+  const dim3 grid(static_cast<unsigned>(args.n_tokens),
+                  static_cast<unsigned>((rows + kThreads / 32 - 1) / (kThreads / 32)));
+  if (args.type == KvType::kF16) append_kernel<KvType::kF16><<<grid, kThreads, 0, stream.get()>>>(args);
+  if (args.type == KvType::kBF16) append_kernel<KvType::kBF16><<<grid, kThreads, 0, stream.get()>>>(args);
+  if (args.type == KvType::kQ8) append_kernel<KvType::kQ8><<<grid, kThreads, 0, stream.get()>>>(args);
+  check_launch("append");
+}
+
+void keep_chunk(KvType type, int64_t n_kv_heads, int64_t head_dim, const KvHeadView* chunk, const KvHeadView* heads,
+                int64_t first_position, int64_t n_tokens, const Stream& stream) {
+  const int64_t warps = n_tokens * n_kv_heads;
+  const unsigned grid = static_cast<unsigned>((warps * 32 + kThreads - 1) / kThreads);
+  const int n = static_cast<int>(n_kv_heads), dim = static_cast<int>(head_dim);
+  if (type == KvType::kQ8) {
+    keep_chunk_kernel<int8_t><<<grid, kThreads, 0, stream.get()>>>(n, dim, chunk, heads, first_position, n_tokens);
+  } else {  // f16 and bf16 alike: bytes are copied
+    keep_chunk_kernel<__half><<<grid, kThreads, 0, stream.get()>>>(n, dim, chunk, heads, first_position, n_tokens);
+  }
+  check_launch("keep_chunk");
+}
+
+void pick_greedy(const float* logits, int64_t n_rows, int64_t vocab_size, int32_t* tokens, int32_t* positions,
+                 const Stream& stream) {
+  pick_kernel<false><<<static_cast<unsigned>(n_rows), 1024, 0, stream.get()>>>(logits, vocab_size, 1.0f, 0, nullptr,
+                                                                               tokens, positions);
+  check_launch("pick_greedy");
+}
+
+void pick_random(const float* logits, int64_t n_rows, int64_t vocab_size, float temperature, uint64_t seed,
+                 int32_t* draw, int32_t* tokens, int32_t* positions, const Stream& stream) {
+  POLYSPAN_CHECK(temperature > 0);
+  pick_kernel<true><<<static_cast<unsigned>(n_rows), 1024, 0, stream.get()>>>(logits, vocab_size, 1.0f / temperature,
+                                                                              seed, draw, tokens, positions);
+  check_launch("pick_random");
+}
+
+void fill_random(DType type, void* out, int64_t n, float deviation, uint64_t seed, const Stream& stream) {
+  const float limit = deviation * 1.7320508f;  // a uniform value in [-1, 1] has the deviation 1 / sqrt(3)
+  const auto fill = [&](auto* to) {
+    fill_random_kernel<<<grid_of(n), kThreads, 0, stream.get()>>>(to, n, limit, seed);
+  };
+  if (type == DType::kF32) fill(static_cast<float*>(out));
+  if (type == DType::kF16) fill(static_cast<__half*>(out));
+  if (type == DType::kBF16) fill(static_cast<__nv_bfloat16*>(out));
+  check_launch("fill_random");
+}
+
+}  // namespace polyspan::cuda

@@ -1,0 +1,525 @@
+#include "cuda/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "core/error.h"
+#include "cuda/device.h"
+#include "cuda/prefill_attention.h"
+
+namespace polyspan::cuda {
+namespace {
+
+// Tokens of one forward pass: enough for the matrix products to reach their rate (and for decoding a quantised weight to be
+// a small part of it).
+constexpr int64_t kMaxBatchTokens = 2048;
+constexpr int64_t kMostLogitRows = 32;
+
+}  // namespace
+
+CudaTransformer::CudaTransformer(std::unique_ptr<GgufFile> file, ModelConfig config, int device)
+    : Model(std::move(file), std::move(config)),
+      device_name_(device_name({DeviceKind::kCuda, device})),
+      properties_(select_device(device)),
+      products_(stream_) {
+  const std::string problem = cuda_model_problem(config_);
+  if (!problem.empty()) throw Error::unsupported("the model cannot run on a GPU: ", problem, "; use --device cpu");
+}
+
+std::unique_ptr<CudaTransformer> CudaTransformer::load(std::unique_ptr<GgufFile> file, ModelConfig config, int device,
+                                                       Progress& progress) {
+  std::unique_ptr<CudaTransformer> model(new CudaTransformer(std::move(file), std::move(config), device));
+  model->load_weights(progress);
+  model->start();
+  return model;
+}
+
+std::unique_ptr<CudaTransformer> CudaTransformer::random(ModelConfig config, DType type, uint64_t seed, int device) {
+  std::unique_ptr<CudaTransformer> model(new CudaTransformer(nullptr, std::move(config), device));
+  model->fill_weights(type, seed);
+  model->start();
+  return model;
+}
+
+void CudaTransformer::start() {
+  const RopeConfig& rope = config_.rope;
+  std::vector<double> frequencies;  // as RopeTable::compute
+  for (int64_t pair = 0; pair < rope.n_dims / 2; ++pair) {
+    double frequency = std::pow(rope.base, -2.0 * static_cast<double>(pair) / static_cast<double>(rope.n_dims));
+    if (!rope.frequency_factors.empty())
+      frequency /= static_cast<double>(rope.frequency_factors[static_cast<size_t>(pair)]);
+    frequencies.push_back(frequency / rope.linear_scale);
+  }
+  frequencies_ = to_device(std::span<const double>(frequencies), "rotary frequencies", stream_);
+  stream_.synchronize();
+}
+
+std::unique_ptr<SpanProfiler> CudaTransformer::make_span_profiler(Progress&) {
+  throw Error::unsupported("the search of spans does not run on a GPU yet; use --device cpu");
+}
+
+int64_t CudaTransformer::max_batch_tokens() const { return kMaxBatchTokens; }
+
+int64_t CudaTransformer::working_bytes() const {
+  int64_t bytes = Products::kBytes;
+  for (const DeviceBuffer* buffer :
+       {&frequencies_, &x_,           &f32_,           &f16_,           &bf16_,   &codes_, &scales_,
+        &qkv_,         &q_,           &gate_up_,       &rope_,          &tokens_, &rows_,  &logits_,
+        &chunk_,       &chunk_views_, &prefill_views_, &prefill_spans_, &views_,  &spans_, &positions_,
+        &pieces_,      &block_begin_, &partials_,      &counters_})
+    bytes += buffer->size_bytes();
+  return bytes;
+}
+
+KvCache CudaTransformer::make_cache(KvLayout layout) const {
+  auto buffer =
+      std::make_shared<DeviceBuffer>(layout.bytes, "a " + std::string(kv_type_name(layout.type)) + " KV cache for " +
+                                                       std::to_string(layout.planned_length) + " tokens");
+  std::byte* const data = buffer->data();
+  return KvCache(std::move(layout), std::shared_ptr<std::byte>(std::move(buffer), data));
+}
+
+void CudaTransformer::reserve(int64_t n_tokens) {
+  if (n_tokens <= capacity_) return;
+  stream_.synchronize();  // nothing queued may use what is freed
+  graphs_.clear();
+  capacity_ = 0;
+  const int64_t q_dim = config_.n_heads * config_.head_dim, kv_dim = config_.n_kv_heads * config_.head_dim;
+  const int64_t widest = std::max({config_.d_model, q_dim, config_.d_ff});
+  const auto take = [&](DeviceBuffer& buffer, int64_t bytes_per_token) {
+    buffer = DeviceBuffer();
+    buffer = DeviceBuffer(n_tokens * bytes_per_token, "the activations of " + std::to_string(n_tokens) + " tokens");
+  };
+  take(x_, config_.d_model * 4);
+  take(f32_, widest * 4);
+  take(f16_, widest * 2);
+  take(bf16_, widest * 2);
+  take(codes_, widest);
+  take(scales_, (widest + 31) / 32 * 4);
+  take(qkv_, (q_dim + 2 * kv_dim) * 4);
+  take(q_, q_dim * 4);
+  take(gate_up_, 2 * config_.d_ff * 4);
+  take(rope_, config_.rope.n_dims / 2 * static_cast<int64_t>(sizeof(RopeTurn)));
+  take(tokens_, 4);
+  take(rows_, 4);
+  capacity_ = n_tokens;
+}
+
+CudaTransformer::Forms CudaTransformer::forms_of(std::span<const Part> parts, int64_t n_tokens) {
+  Forms forms;
+  for (const Part& part : parts) {
+    const InputForm form = input_form(part.w.type, n_tokens);
+    forms.f32 |= form == InputForm::kF32;
+    forms.f16 |= form == InputForm::kF16;
+    forms.bf16 |= form == InputForm::kBF16;
+    forms.blocks |= form == InputForm::kBlocks;
+  }
+  return forms;
+}
+
+std::pair<ActivationType, void*> CudaTransformer::producer(const Forms& forms) const {
+  if (!forms.f32 && !forms.blocks && forms.f16 != forms.bf16)
+    return forms.f16 ? std::pair(ActivationType::kF16, static_cast<void*>(f16_.data()))
+                     : std::pair(ActivationType::kBF16, static_cast<void*>(bf16_.data()));
+  return {ActivationType::kF32, f32_.data()};
+}
+
+DeviceInput CudaTransformer::finish_input(const Forms& forms, int64_t n_tokens, int64_t d_in) {
+  DeviceInput x{.n_tokens = n_tokens, .d_in = d_in};
+  const bool made = producer(forms).first == ActivationType::kF32;  // the others are made of f32
+  if (forms.f32) x.f32 = f32_.as<float>();
+  if (forms.f16) {
+    x.f16 = f16_.data();
+    if (made) convert(f32_.as<float>(), n_tokens * d_in, ActivationType::kF16, f16_.data(), stream_);
+  }
+  if (forms.bf16) {
+    x.bf16 = bf16_.data();
+    if (made) convert(f32_.as<float>(), n_tokens * d_in, ActivationType::kBF16, bf16_.data(), stream_);
+  }
+  if (forms.blocks) {
+    x.codes = codes_.as<int8_t>();
+    x.scales = scales_.as<float>();
+    quantize(f32_.as<float>(), n_tokens, d_in, codes_.as<int8_t>(), scales_.as<float>(), stream_);
+  }
+  return x;
+}
+
+void CudaTransformer::multiply(std::span<const Part> parts, const DeviceInput& x, float* out, int64_t out_stride,
+                               bool add) {
+  for (const Part& part : parts) products_.multiply(part.w, x, out + part.column, out_stride, add);
+}
+
+// x += attention(norm(x)); x += ffn(norm(x)). x_: [n_tokens, d_model].
+template <typename Attend>
+void CudaTransformer::run_layer(int64_t layer, int64_t n_tokens, Attend attend) {
+  const Layer& w = layers_[static_cast<size_t>(layer)];
+  const int64_t d_model = config_.d_model, d_ff = config_.d_ff, q_dim = config_.n_heads * config_.head_dim;
+  const int64_t qkv_dim = q_dim + 2 * config_.n_kv_heads * config_.head_dim;
+  float* const x = x_.as<float>();
+
+  Forms forms = forms_of(w.qkv, n_tokens);
+  auto [type, to] = producer(forms);
+  rmsnorm(x, nullptr, w.attn_norm, n_tokens, d_model, config_.norm_eps, type, to, stream_);
+  multiply(w.qkv, finish_input(forms, n_tokens, d_model), qkv_.as<float>(), qkv_dim, false);
+
+  forms = forms_of(w.attn_out, n_tokens);
+  std::tie(type, to) = producer(forms);
+  attend(layer, type, to);
+  multiply(w.attn_out, finish_input(forms, n_tokens, q_dim), x, d_model, true);
+
+  forms = forms_of(w.gate_up, n_tokens);
+  std::tie(type, to) = producer(forms);
+  rmsnorm(x, nullptr, w.ffn_norm, n_tokens, d_model, config_.norm_eps, type, to, stream_);
+  multiply(w.gate_up, finish_input(forms, n_tokens, d_model), gate_up_.as<float>(), 2 * d_ff, false);
+
+  forms = forms_of(w.down, n_tokens);
+  std::tie(type, to) = producer(forms);
+  swiglu(gate_up_.as<float>(), n_tokens, d_ff, type, to, stream_);
+  multiply(w.down, finish_input(forms, n_tokens, d_ff), x, d_model, true);
+}
+
+void CudaTransformer::forward(const Batch& batch) {
+  const int64_t n_tokens = static_cast<int64_t>(batch.tokens.size());
+  POLYSPAN_CHECK(n_tokens >= 1 && n_tokens <= kMaxBatchTokens);
+  int64_t row = 0;
+  bool one_each = true;
+  for (const BatchSequence& sequence : batch.sequences) {
+    POLYSPAN_CHECK(sequence.first_row == row && sequence.n_rows >= 1 && sequence.cache->on_device());
+    POLYSPAN_CHECK(sequence.cache->n_tokens() + sequence.n_rows <= sequence.cache->max_tokens());
+    POLYSPAN_CHECK(sequence.cache->layout().type == batch.sequences[0].cache->layout().type);
+    row += sequence.n_rows;
+    one_each = one_each && sequence.n_rows == 1;
+  }
+  POLYSPAN_CHECK(row == n_tokens);
+  reserve(n_tokens);
+  last_rows_ = n_tokens;
+  last_was_decode_ = one_each;
+  copy_to_device(tokens_.data(), batch.tokens.data(), n_tokens * 4, stream_);
+  if (one_each) {
+    decode(batch);
+  } else {
+    prefill(batch);
+  }
+  for (const BatchSequence& sequence : batch.sequences) sequence.cache->advance(sequence.n_rows);
+}
+
+void CudaTransformer::prefill(const Batch& batch) {
+  const ModelConfig& c = config_;
+  const int64_t n_tokens = static_cast<int64_t>(batch.tokens.size()),
+                n_sequences = static_cast<int64_t>(batch.sequences.size());
+  const KvType type = batch.sequences[0].cache->layout().type;
+  const int64_t q_dim = c.n_heads * c.head_dim, qkv_dim = q_dim + 2 * c.n_kv_heads * c.head_dim,
+                n_pairs = c.rope.n_dims / 2;
+
+  // Tables: chunk storages [n_sequences][n_kv_heads]; rings [n_layers][n_sequences][n_kv_heads]; spans likewise.
+  std::vector<KvHeadView> chunk_views, views;
+  std::vector<int32_t> spans;
+  int64_t chunk_bytes = 0;
+  for (const BatchSequence& sequence : batch.sequences)
+    chunk_bytes +=
+        c.n_kv_heads * round_up_to(kv_storage_bytes(type, c.head_dim, round_up_to(sequence.n_rows, kTileSlots)), 256);
+  if (chunk_.size_bytes() < chunk_bytes) {
+    stream_.synchronize();
+    chunk_ = DeviceBuffer();
+    chunk_ = DeviceBuffer(chunk_bytes, "the keys of a prefill chunk");
+  }
+  int64_t offset = 0;
+  for (const BatchSequence& sequence : batch.sequences)
+    for (int64_t kv_head = 0; kv_head < c.n_kv_heads; ++kv_head) {
+      const int64_t capacity = round_up_to(sequence.n_rows, kTileSlots);
+      chunk_views.push_back({chunk_.data() + offset, 0, 0, 0, static_cast<int32_t>(capacity)});
+      offset += round_up_to(kv_storage_bytes(type, c.head_dim, capacity), 256);
+    }
+  for (int64_t layer = 0; layer < c.n_layers; ++layer)
+    for (const BatchSequence& sequence : batch.sequences) {
+      add_views(*sequence.cache, layer, views, spans);
+    }
+  const auto upload = [&](DeviceBuffer& buffer, const auto& values) {
+    const int64_t bytes = static_cast<int64_t>(values.size() * sizeof(values[0]));
+    if (buffer.size_bytes() < bytes) {
+      stream_.synchronize();
+      buffer = DeviceBuffer();
+      buffer = DeviceBuffer(bytes, "the tables of a batch");
+    }
+    copy_to_device(buffer.data(), values.data(), bytes, stream_);
+  };
+  upload(chunk_views_, chunk_views);
+  upload(prefill_views_, views);
+  upload(prefill_spans_, spans);
+
+  embed(embedding_, tokens_.as<int32_t>(), n_tokens, x_.as<float>(), stream_);
+  for (const BatchSequence& sequence : batch.sequences)
+    rope_table(frequencies_.as<double>(), n_pairs, nullptr, sequence.cache->n_tokens(), sequence.n_rows,
+               rope_.as<RopeTurn>() + sequence.first_row * n_pairs, stream_);
+  for (int64_t index = 0; index < c.n_layers; ++index)
+    run_layer(index, n_tokens, [&](int64_t layer, ActivationType out_type, void* out) {
+      for (int64_t s = 0; s < n_sequences; ++s) {
+        const BatchSequence& sequence = batch.sequences[static_cast<size_t>(s)];
+        const int64_t first = sequence.first_row, n = sequence.n_rows, position = sequence.cache->n_tokens();
+        const KvHeadView* const chunk = chunk_views_.as<KvHeadView>() + s * c.n_kv_heads;
+        const KvHeadView* const heads = prefill_views_.as<KvHeadView>() + (layer * n_sequences + s) * c.n_kv_heads;
+        const int32_t* const head_spans = prefill_spans_.as<int32_t>() + (layer * n_sequences + s) * c.n_heads;
+        float* const q = q_.as<float>() + first * q_dim;
+        append({.type = type,
+                .n_tokens = n,
+                .n_heads = c.n_heads,
+                .n_kv_heads = c.n_kv_heads,
+                .head_dim = c.head_dim,
+                .qkv = qkv_.as<float>() + first * qkv_dim,
+                .bias = layers_[static_cast<size_t>(layer)].bias,
+                .rope = rope_.as<RopeTurn>() + first * n_pairs,
+                .n_pairs = n_pairs,
+                .interleaved = c.rope.pairing == RopePairing::kInterleaved,
+                .heads = chunk,
+                .positions = nullptr,
+                .q = q},
+               stream_);
+        const int64_t out_bytes = out_type == ActivationType::kF32 ? 4 : 2;
+        prefill_attention({.type = type,
+                           .n_heads = c.n_heads,
+                           .n_kv_heads = c.n_kv_heads,
+                           .head_dim = c.head_dim,
+                           .n_tokens = n,
+                           .first_position = position,
+                           .q = q,
+                           .heads = heads,
+                           .chunk = chunk,
+                           .spans = head_spans,
+                           .out_type = out_type,
+                           .out = static_cast<std::byte*>(out) + first * q_dim * out_bytes},
+                          stream_);
+        keep_chunk(type, c.n_kv_heads, c.head_dim, chunk, heads, position, n, stream_);
+      }
+    });
+}
+
+void CudaTransformer::compute_logits(const int32_t* rows, int64_t n) {
+  const Forms forms = forms_of(output_, n);
+  const auto [type, to] = producer(forms);
+  rmsnorm(x_.as<float>(), rows, output_norm_, n, config_.d_model, config_.norm_eps, type, to, stream_);
+  multiply(output_, finish_input(forms, n, config_.d_model), logits_.as<float>(), config_.vocab_size, false);
+}
+
+void CudaTransformer::logits(std::span<const int64_t> rows, float* out) {
+  const int64_t n = static_cast<int64_t>(rows.size()), vocab = config_.vocab_size;
+  POLYSPAN_CHECK(n >= 1);
+  for (const int64_t row : rows) POLYSPAN_CHECK(row >= 0 && row < last_rows_);
+  if (last_was_decode_) {
+    for (int64_t i = 0; i < n; ++i)
+      copy_to_host(out + i * vocab, logits_.as<float>() + rows[static_cast<size_t>(i)] * vocab, vocab * 4, stream_);
+    return stream_.synchronize();
+  }
+  if (logit_rows_ < std::min(n, kMostLogitRows)) {
+    stream_.synchronize();
+    graphs_.clear();
+    logits_ = DeviceBuffer();
+    logits_ = DeviceBuffer(std::min(n, kMostLogitRows) * vocab * 4, "logits");
+    logit_rows_ = std::min(n, kMostLogitRows);
+  }
+  for (int64_t first = 0; first < n; first += kMostLogitRows) {
+    const int64_t part = std::min(kMostLogitRows, n - first);
+    std::vector<int32_t> wanted(rows.begin() + first, rows.begin() + first + part);
+    copy_to_device(rows_.data(), wanted.data(), part * 4, stream_);
+    compute_logits(rows_.as<int32_t>(), part);
+    copy_to_host(out + first * vocab, logits_.data(), part * vocab * 4, stream_);
+    stream_.synchronize();
+  }
+}
+
+bool CudaTransformer::greedy_tokens(std::span<const int64_t> rows, int32_t* out) {
+  if (!last_was_decode_) return false;
+  const std::vector<int32_t> all = to_host<int32_t>(tokens_.data(), last_rows_, stream_);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    POLYSPAN_CHECK(rows[i] >= 0 && rows[i] < last_rows_);
+    out[i] = all[static_cast<size_t>(rows[i])];
+  }
+  return true;
+}
+
+// Decode. -----------------------------------------------------------------------------------------------------------------
+
+void CudaTransformer::add_views(KvCache& cache, int64_t layer, std::vector<KvHeadView>& views,
+                                std::vector<int32_t>& spans) {
+  const KvLayout& layout = cache.layout();
+  for (int64_t kv_head = 0; kv_head < layout.n_kv_heads; ++kv_head) {
+    const KvHeadLayout& h = layout.head(layer, kv_head);
+    views.push_back({cache.storage(layer, kv_head), static_cast<int32_t>(h.n_sink), static_cast<int32_t>(h.sink_slots),
+                     static_cast<int32_t>(h.ring_slots), static_cast<int32_t>(h.capacity())});
+  }
+  for (int64_t head = 0; head < layout.n_heads; ++head)
+    spans.push_back(static_cast<int32_t>(layout.spans[static_cast<size_t>(layer * layout.n_heads + head)].span));
+}
+
+void CudaTransformer::reserve_decode(int64_t n_sequences, KvType type) {
+  const ModelConfig& c = config_;
+  const int32_t blocks = decode_attention_blocks(type, c.n_heads, c.n_kv_heads, c.head_dim);
+  const int64_t rep_groups = (c.n_heads / c.n_kv_heads + 7) / 8;
+  if (n_sequences <= decode_capacity_ && blocks == n_blocks_ && n_sequences <= logit_rows_) return;
+  stream_.synchronize();
+  graphs_.clear();
+  decode_ids_.clear();
+  work_until_.clear();
+  const int64_t n = std::max(n_sequences, decode_capacity_);
+  decode_capacity_ = 0;
+  n_blocks_ = blocks;
+  decode_pieces_ = most_decode_pieces(n * c.n_kv_heads, blocks);
+  const auto take = [&](DeviceBuffer& buffer, int64_t bytes) {
+    buffer = DeviceBuffer();
+    buffer = DeviceBuffer(bytes, "the tables of " + std::to_string(n) + " sequences");
+  };
+  take(views_, c.n_layers * n * c.n_kv_heads * static_cast<int64_t>(sizeof(KvHeadView)));
+  take(spans_, c.n_layers * n * c.n_heads * 4);
+  take(positions_, n * 4);
+  take(pieces_, c.n_layers * decode_pieces_ * static_cast<int64_t>(sizeof(DecodePiece)));
+  take(block_begin_, c.n_layers * (blocks + 1) * 4);
+  take(partials_, decode_pieces_ * decode_partial_floats(c.n_heads, c.n_kv_heads, c.head_dim) * 4);
+  take(counters_, n * c.n_kv_heads * rep_groups * 4);
+  fill_bytes(counters_.data(), 0, counters_.size_bytes(), stream_);
+  if (logit_rows_ < n) {
+    logit_rows_ = 0;
+    take(logits_, n * c.vocab_size * 4);
+    logit_rows_ = n;
+  }
+  decode_capacity_ = n;
+}
+
+void CudaTransformer::update_decode_tables(std::span<KvCache* const> caches) {
+  constexpr int64_t kWorkSteps =
+      256;  // the work lists serve so many steps: a few empty slots are cheaper than new lists
+  const ModelConfig& c = config_;
+  const int64_t n = static_cast<int64_t>(caches.size());
+  std::vector<uint64_t> ids;
+  std::vector<int64_t> n_tokens;
+  for (const KvCache* cache : caches) {
+    ids.push_back(cache->id());
+    n_tokens.push_back(cache->n_tokens());
+  }
+  if (ids != decode_ids_) {
+    std::vector<KvHeadView> views;
+    std::vector<int32_t> spans;
+    for (int64_t layer = 0; layer < c.n_layers; ++layer)
+      for (KvCache* cache : caches) add_views(*cache, layer, views, spans);
+    copy_to_device(views_.data(), views.data(), static_cast<int64_t>(views.size() * sizeof(KvHeadView)), stream_);
+    copy_to_device(spans_.data(), spans.data(), static_cast<int64_t>(spans.size() * 4), stream_);
+    decode_ids_ = ids;
+    decode_tokens_.clear();
+    work_until_.clear();
+  }
+  if (n_tokens != decode_tokens_) {
+    const std::vector<int32_t> positions(n_tokens.begin(), n_tokens.end());
+    copy_to_device(positions_.data(), positions.data(), n * 4, stream_);
+    decode_tokens_ = n_tokens;
+  }
+  // Lists that were made for longer caches serve too, but read slots for nothing.
+  bool fits = static_cast<int64_t>(work_until_.size()) == n;
+  for (size_t s = 0; fits && s < n_tokens.size(); ++s)
+    fits = n_tokens[s] < work_until_[s] && n_tokens[s] + 2 * kWorkSteps >= work_until_[s];
+  if (fits) return;
+  work_until_.clear();
+  for (const KvCache* cache : caches)
+    work_until_.push_back(std::min(cache->max_tokens(), round_up_to(cache->n_tokens() + 1, kWorkSteps)));
+  std::vector<int32_t> block_begin;
+  std::vector<DecodePiece> pieces(static_cast<size_t>(c.n_layers * decode_pieces_));
+  for (int64_t layer = 0; layer < c.n_layers; ++layer) {
+    std::vector<int32_t> n_slots;
+    for (size_t s = 0; s < caches.size(); ++s)
+      for (int64_t kv_head = 0; kv_head < c.n_kv_heads; ++kv_head) {
+        const KvHeadLayout& h = caches[s]->layout().head(layer, kv_head);
+        const int64_t in_ring = work_until_[s] - h.n_sink;
+        n_slots.push_back(
+            static_cast<int32_t>(in_ring <= 0 ? work_until_[s] : h.sink_slots + std::min(h.ring_slots, in_ring)));
+      }
+    const DecodeWork work = cut_decode_work(n_slots, c.n_kv_heads, n_blocks_);
+    POLYSPAN_CHECK(static_cast<int64_t>(work.pieces.size()) <= decode_pieces_);
+    block_begin.insert(block_begin.end(), work.block_begin.begin(), work.block_begin.end());
+    std::copy(work.pieces.begin(), work.pieces.end(), pieces.begin() + layer * decode_pieces_);
+  }
+  copy_to_device(block_begin_.data(), block_begin.data(), static_cast<int64_t>(block_begin.size() * 4), stream_);
+  copy_to_device(pieces_.data(), pieces.data(), static_cast<int64_t>(pieces.size() * sizeof(DecodePiece)), stream_);
+}
+
+void CudaTransformer::record_decode_step(int64_t n, KvType type) {
+  const ModelConfig& c = config_;
+  const int64_t n_pairs = c.rope.n_dims / 2;
+  embed(embedding_, tokens_.as<int32_t>(), n, x_.as<float>(), stream_);
+  rope_table(frequencies_.as<double>(), n_pairs, positions_.as<int32_t>(), 0, n, rope_.as<RopeTurn>(), stream_);
+  for (int64_t index = 0; index < c.n_layers; ++index)
+    run_layer(index, n, [&](int64_t layer, ActivationType out_type, void* out) {
+      const KvHeadView* const heads = views_.as<KvHeadView>() + layer * n * c.n_kv_heads;
+      append({.type = type,
+              .n_tokens = n,
+              .n_heads = c.n_heads,
+              .n_kv_heads = c.n_kv_heads,
+              .head_dim = c.head_dim,
+              .qkv = qkv_.as<float>(),
+              .bias = layers_[static_cast<size_t>(layer)].bias,
+              .rope = rope_.as<RopeTurn>(),
+              .n_pairs = n_pairs,
+              .interleaved = c.rope.pairing == RopePairing::kInterleaved,
+              .heads = heads,
+              .positions = positions_.as<int32_t>(),
+              .q = q_.as<float>()},
+             stream_);
+      decode_attention({.type = type,
+                        .n_sequences = n,
+                        .n_heads = c.n_heads,
+                        .n_kv_heads = c.n_kv_heads,
+                        .head_dim = c.head_dim,
+                        .q = q_.as<float>(),
+                        .heads = heads,
+                        .spans = spans_.as<int32_t>() + layer * n * c.n_heads,
+                        .positions = positions_.as<int32_t>(),
+                        .block_begin = block_begin_.as<int32_t>() + layer * (n_blocks_ + 1),
+                        .pieces = pieces_.as<DecodePiece>() + layer * decode_pieces_,
+                        .n_blocks = n_blocks_,
+                        .partials = partials_.as<float>(),
+                        .counters = counters_.as<int32_t>(),
+                        .out_type = out_type,
+                        .out = out},
+                       stream_);
+    });
+  compute_logits(nullptr, n);
+  pick_greedy(logits_.as<float>(), n, c.vocab_size, tokens_.as<int32_t>(), positions_.as<int32_t>(), stream_);
+}
+
+void CudaTransformer::queue_decode_step(int64_t n, KvType type) {
+  const auto key = std::pair(n, type);
+  // The first step of a size loads its kernels, which a recording must not.
+  if (eager_steps_[key]++ == 0) return record_decode_step(n, type);
+  Graph& graph = graphs_[key];
+  if (!graph) graph = Graph(stream_, [&] { record_decode_step(n, type); });
+  graph.launch(stream_);
+}
+
+void CudaTransformer::decode(const Batch& batch) {
+  const KvType type = batch.sequences[0].cache->layout().type;
+  std::vector<KvCache*> caches;
+  for (const BatchSequence& sequence : batch.sequences) caches.push_back(sequence.cache);
+  reserve_decode(static_cast<int64_t>(caches.size()), type);
+  update_decode_tables(caches);
+  queue_decode_step(static_cast<int64_t>(caches.size()), type);
+  for (int64_t& n : decode_tokens_) ++n;
+}
+
+void CudaTransformer::continue_greedy(std::span<KvCache* const> caches, int64_t n_steps) {
+  POLYSPAN_CHECK(last_was_decode_ && static_cast<int64_t>(caches.size()) == last_rows_);
+  for (int64_t step = 0; step < n_steps; ++step) {
+    update_decode_tables(caches);
+    queue_decode_step(static_cast<int64_t>(caches.size()), caches[0]->layout().type);
+    for (int64_t& n : decode_tokens_) ++n;
+    for (KvCache* cache : caches) {
+      POLYSPAN_CHECK(cache->n_tokens() < cache->max_tokens());
+      cache->advance(1);
+    }
+  }
+}
+
+void CudaTransformer::fill_cache(KvCache& cache, int64_t n_tokens, uint64_t seed) {
+  POLYSPAN_CHECK(cache.layout().type != KvType::kQ8);
+  const DType type = cache.layout().type == KvType::kF16 ? DType::kF16 : DType::kBF16;
+  fill_random(type, cache.storage(0, 0), cache.bytes() / 2, 1.0f, seed, stream_);
+  cache.advance(n_tokens);
+}
+
+}  // namespace polyspan::cuda

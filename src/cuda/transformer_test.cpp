@@ -1,0 +1,177 @@
+#include "cuda/transformer.h"
+
+#include "core/error.h"
+#include "cuda/cuda_test_util.h"
+#include "engine/sampler.h"
+#include "model/model_test_util.h"
+
+namespace polyspan::cuda {
+namespace {
+using namespace testing_util;
+
+// The same random model on the CPU and on the GPU.
+struct Pair {
+  TinyModel cpu;
+  std::unique_ptr<Model> gpu;
+  explicit Pair(const RandomModelConfig& config)
+      : cpu(config, 1),
+        gpu(load_cuda_model(std::make_unique<GgufFile>(GgufFile::from_bytes(cpu.bytes, "tiny")), 0, no_progress())) {}
+};
+
+RandomModelConfig small(const std::string& arch, DType type, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim) {
+  RandomModelConfig config = find_model_shape("tiny-" + arch).value();
+  config.type = type, config.n_heads = n_heads, config.n_kv_heads = n_kv_heads, config.head_dim = head_dim,
+  config.tied = false;
+  return config;
+}
+
+std::vector<float> feed(Model& model, std::span<KvCache* const> caches, std::span<const std::vector<int32_t>> tokens) {
+  std::vector<int32_t> all;
+  std::vector<BatchSequence> sequences;
+  std::vector<int64_t> rows;
+  for (size_t i = 0; i < caches.size(); ++i) {
+    sequences.push_back({caches[i], std::ssize(all), std::ssize(tokens[i])});
+    all.insert(all.end(), tokens[i].begin(), tokens[i].end());
+    rows.push_back(std::ssize(all) - 1);
+  }
+  model.forward({all, sequences});
+  std::vector<float> logits(rows.size() * static_cast<size_t>(model.config().vocab_size), NAN);
+  model.logits(rows, logits.data());
+  return logits;
+}
+
+// Two sequences of unlike lengths: prompts in chunks past the rings' wrap, then single tokens, on both.
+void check_agreement(const RandomModelConfig& config, const std::string& plan_text, KvType kv, double bound) {
+  SCOPED_TRACE(testing::Message() << config.arch << " " << dtype_name(config.type) << " heads " << config.n_heads << "/"
+                                  << config.n_kv_heads << " of " << config.head_dim << ", " << plan_text << ", cache "
+                                  << kv_type_text(kv));
+  Pair pair(config);
+  const SpanPlan plan = SpanPlan::from_spec(plan_text, pair.cpu.model->config().head_shape());
+  const int64_t lengths[] = {420, 300};
+  std::vector<KvCache> cpu, gpu;
+  for (const int64_t length : lengths) {
+    cpu.push_back(pair.cpu.cache(plan, length, kv));
+    gpu.push_back(pair.gpu->make_cache(KvLayout(pair.gpu->config(), plan, length, kv)));
+    EXPECT_EQ(cpu.back().bytes(), gpu.back().bytes());
+  }
+  KvCache* const cpu_caches[] = {&cpu[0], &cpu[1]};
+  KvCache* const gpu_caches[] = {&gpu[0], &gpu[1]};
+  const std::vector<int32_t> a = random_tokens(pair.cpu, 420, 1), b = random_tokens(pair.cpu, 300, 2);
+  const auto part = [](const std::vector<int32_t>& tokens, int64_t begin, int64_t end) {
+    return std::vector<int32_t>(tokens.begin() + begin, tokens.begin() + end);
+  };
+  struct Chunk {
+    int64_t a_begin, a_end, b_begin, b_end;
+  };
+  std::vector<Chunk> chunks = {{0, 150, 0, 1}, {150, 151, 1, 130}, {151, 390, 130, 270}};
+  for (int64_t i = 0; i < 30; ++i) chunks.push_back({390 + i, 391 + i, 270 + i, 271 + i});
+  for (const Chunk& c : chunks) {
+    SCOPED_TRACE(testing::Message() << "tokens " << c.a_begin << " to " << c.a_end);
+    const std::vector<int32_t> tokens[] = {part(a, c.a_begin, c.a_end), part(b, c.b_begin, c.b_end)};
+    const std::vector<float> expected = feed(*pair.cpu.model, cpu_caches, tokens),
+                             actual = feed(*pair.gpu, gpu_caches, tokens);
+    ASSERT_LT(error_norm(actual, expected), bound);
+    if (c.a_end - c.a_begin != 1 || c.b_end - c.b_begin != 1) continue;
+    const int64_t rows[] = {1, 0};
+    int32_t picked[2] = {-1, -1};
+    ASSERT_TRUE(pair.gpu->greedy_tokens(rows, picked));
+    const size_t vocab = static_cast<size_t>(config.vocab_size);
+    EXPECT_EQ(picked[1], greedy_token({actual.data(), vocab}));
+    EXPECT_EQ(picked[0], greedy_token({actual.data() + vocab, vocab}));
+  }
+}
+
+TEST(CudaTransformer, AgreesWithTheCpu) {
+  POLYSPAN_NEEDS_GPU();
+  // F32: what differs is the rounding of keys and values to f16 and, in chunks, of queries and weights.
+  for (const char* plan : {"dense", "uniform:0.5"})
+    for (const KvType kv : kKvTypes) {
+      check_agreement(small("llama", DType::kF32, 4, 2, 64), plan, kv, kv == KvType::kF16 ? 4e-3 : 2e-2);
+      check_agreement(small("qwen2", DType::kF32, 6, 2, 64), plan, kv, kv == KvType::kF16 ? 4e-3 : 2e-2);
+    }
+  check_agreement(small("llama", DType::kF32, 2, 2, 128), "uniform:0.5", KvType::kF16, 4e-3);
+  check_agreement(small("llama", DType::kF16, 4, 2, 64), "uniform:0.5", KvType::kF16, 5e-3);
+  check_agreement(small("llama", DType::kBF16, 4, 2, 64), "uniform:0.5", KvType::kF16, 3e-2);
+}
+
+TEST(CudaTransformer, AgreesWithTheCpuQuantized) {
+  POLYSPAN_NEEDS_GPU();
+  // The CPU rounds activations to 8 bits always, the GPU for single tokens only.
+  for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kQ4_K, DType::kQ6_K, DType::kQ5_K})
+    check_agreement(small("llama", type, 4, 2, 64), "uniform:0.5", KvType::kF16, 4e-2);
+}
+
+// The tokens that the GPU chooses for itself are those that it would be given.
+TEST(CudaTransformer, ContinuesAsStepByStep) {
+  POLYSPAN_NEEDS_GPU();
+  const RandomModelConfig config = small("llama", DType::kF16, 4, 2, 64);
+  Pair pair(config);
+  const SpanPlan plan = SpanPlan::uniform(pair.gpu->config().head_shape(), 0.5);
+  const std::vector<int32_t> prompt = random_tokens(pair.cpu, 300, 5);
+  std::vector<int32_t> chosen[2];
+  std::vector<float> last[2];
+  for (const bool by_itself : {false, true}) {
+    KvCache cache = pair.gpu->make_cache(KvLayout(pair.gpu->config(), plan, 1000, KvType::kF16));
+    KvCache* const caches[] = {&cache};
+    const std::vector<int32_t> prompts[] = {prompt};
+    std::vector<float> logits = feed(*pair.gpu, caches, prompts);
+    int32_t token = greedy_token(logits);
+    const int64_t row = 0;
+    constexpr int kSteps = 600;  // past the first work lists
+    for (int step = 0; step < kSteps; ++step) {
+      if (!by_itself || step == 0) {
+        const BatchSequence one{&cache, 0, 1};
+        pair.gpu->forward({{&token, 1}, {&one, 1}});
+      } else {
+        dynamic_cast<CudaTransformer&>(*pair.gpu).continue_greedy(caches, 1);
+      }
+      ASSERT_TRUE(pair.gpu->greedy_tokens({&row, 1}, &token));
+      chosen[by_itself].push_back(token);
+    }
+    last[by_itself].resize(static_cast<size_t>(config.vocab_size));
+    pair.gpu->logits({&row, 1}, last[by_itself].data());
+    EXPECT_EQ(cache.n_tokens(), 300 + kSteps);
+  }
+  EXPECT_EQ(chosen[0], chosen[1]);
+  EXPECT_EQ(last[0], last[1]);
+}
+
+TEST(CudaTransformer, SaysWhatMemoryIsMissing) {
+  POLYSPAN_NEEDS_GPU();
+  Pair pair(small("llama", DType::kF16, 4, 2, 64));
+  KvLayout layout(pair.gpu->config(), SpanPlan::dense(pair.gpu->config().head_shape()), 4096, KvType::kF16);
+  layout.bytes = int64_t{1} << 50;
+  try {
+    pair.gpu->make_cache(layout);
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kOutOfMemory);
+    EXPECT_NE(std::string(error.what()).find(std::to_string(int64_t{1} << 50)), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("free"), std::string::npos) << error.what();
+  }
+  // It goes on.
+  KvCache cache = pair.gpu->make_cache(
+      KvLayout(pair.gpu->config(), SpanPlan::dense(pair.gpu->config().head_shape()), 100, KvType::kF16));
+  KvCache* const caches[] = {&cache};
+  const std::vector<int32_t> prompts[] = {random_tokens(pair.cpu, 30, 1)};
+  for (const float value : feed(*pair.gpu, caches, prompts)) ASSERT_TRUE(std::isfinite(value));
+}
+
+TEST(CudaTransformer, RefusesWhatItCannotRun) {
+  POLYSPAN_NEEDS_GPU();
+  const auto refused = [](int device, const RandomModelConfig& config, const char* mention) {
+    const std::vector<std::byte> bytes = make_random_model(config).to_bytes();
+    try {
+      load_cuda_model(std::make_unique<GgufFile>(GgufFile::from_bytes(bytes, "tiny")), device, no_progress());
+      ADD_FAILURE() << mention;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
+      EXPECT_NE(std::string(error.what()).find(mention), std::string::npos) << error.what();
+    }
+  };
+  refused(99, small("llama", DType::kF16, 4, 2, 64), "cuda:99");
+  refused(0, small("llama", DType::kF16, 4, 2, 32), "32 dimensions");
+}
+
+}  // namespace
+}  // namespace polyspan::cuda
