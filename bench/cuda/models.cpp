@@ -1,0 +1,135 @@
+// Whole-model greedy decode of models of real shapes with random f16 weights, under plans: tokens a second at the largest
+// batch that fits, and at the dense cache's batch.
+#include <filesystem>
+#include <memory>
+
+#include "core/error.h"
+#include "cuda/transformer.h"
+#include "cuda_bench.h"
+#include "plan/span_plan.h"
+
+namespace polyspan::bench {
+namespace {
+
+struct ModelShape {
+  const char* name;
+  int64_t n_layers, d_model, d_ff, n_heads, n_kv_heads, vocab_size;
+  double rope_base;
+  const char* plan_file;
+  std::vector<int64_t> lengths;
+};
+
+const std::vector<ModelShape>& shapes() {
+  static const std::vector<ModelShape> kShapes = {
+      {"vicuna-7b", 32, 4096, 11008, 32, 32, 32000, 1e4, "lmsys--vicuna-7b-v1.5-16k.moa.json", {4096, 8192, 16384}},
+      {"llama-3-8b",
+       32,
+       4096,
+       14336,
+       32,
+       8,
+       128256,
+       5e5,
+       "gradientai--Llama-3-8B-Instruct-262k.moa.json",
+       {8192, 16384}},
+      {"vicuna-13b", 40, 5120, 13824, 40, 40, 32000, 1e4, "lmsys--vicuna-13b-v1.5-16k.moa.json", {4096, 8192}},
+  };
+  return kShapes;
+}
+
+ModelConfig config_of(const ModelShape& s) {
+  ModelConfig config;
+  config.architecture = "llama";
+  config.name = s.name;
+  config.n_layers = s.n_layers, config.n_heads = s.n_heads, config.n_kv_heads = s.n_kv_heads, config.head_dim = 128;
+  config.d_model = s.d_model, config.d_ff = s.d_ff, config.vocab_size = s.vocab_size;
+  config.context_length = 262144;
+  config.rope.n_dims = 128, config.rope.base = s.rope_base;
+  return config;
+}
+
+constexpr int64_t kReserveBytes = int64_t{2} << 30;  // left for activations and the tables of a large batch
+constexpr int64_t kWarmSteps = 4, kSteps = 16;
+
+Json measure(cuda::CudaTransformer& model, const ModelShape& shape, const SpanPlan& plan, const std::string& plan_name,
+             int64_t length, int64_t batch, int64_t dense_batch, const Ceilings& ceilings, double& dense_rate) {
+  const KvLayout layout(model.config(), plan, length, KvType::kF16);
+  std::vector<KvCache> caches;
+  for (int64_t i = 0; i < batch; ++i) {
+    caches.push_back(model.make_cache(layout));
+    model.fill_cache(caches.back(), length - kWarmSteps - kSteps - 1, static_cast<uint64_t>(i + 1));
+  }
+  std::vector<KvCache*> pointers;
+  std::vector<BatchSequence> sequences;
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < batch; ++i) {
+    pointers.push_back(&caches[static_cast<size_t>(i)]);
+    sequences.push_back({pointers.back(), i, 1});
+    tokens.push_back(static_cast<int32_t>(i));
+  }
+  model.forward({tokens, sequences});
+  model.continue_greedy(pointers, kWarmSteps);
+  cuda::Timer timer;
+  const double ms = timer.milliseconds(model.stream(), [&] { model.continue_greedy(pointers, kSteps); }) /
+                    static_cast<double>(kSteps);
+  const double rate = static_cast<double>(batch) / ms * 1e3;
+  if (plan_name == "dense" && batch == dense_batch) dense_rate = rate;
+  const double bytes = static_cast<double>(model.bytes_per_token() + batch * layout.bytes),
+               share = bytes / ms * 1e3 / ceilings.copy_bytes_per_s;
+  const double total = static_cast<double>(model.weight_bytes() + model.working_bytes() + batch * layout.bytes);
+  std::printf(
+      "model   %-10s %6ld tokens  %-12s density %.3f  batch %3ld  %7.2f ms  %7.0f tokens/s  %.2fx dense  %5.0f GB/s  "
+      "%3.0f%% of copy  %5.1f GB\n",
+      shape.name, long{length}, plan_name.c_str(), plan.density(length), long{batch}, ms, rate,
+      dense_rate > 0 ? rate / dense_rate : 0.0, bytes / ms / 1e6, 100 * share, total / 1e9);
+  std::fflush(stdout);
+  return {{"model", shape.name},
+          {"length", length},
+          {"plan", plan_name},
+          {"density", plan.density(length)},
+          {"batch", batch},
+          {"milliseconds", ms},
+          {"tokens_per_s", rate},
+          {"over_dense", dense_rate > 0 ? rate / dense_rate : 0.0},
+          {"bytes_read", bytes},
+          {"share_of_copy", share},
+          {"kv_bytes", batch * layout.bytes},
+          {"weight_bytes", model.weight_bytes()},
+          {"working_bytes", model.working_bytes()}};
+}
+
+}  // namespace
+
+Json measure_models(const Ceilings& ceilings, const std::string& plans, bool quick) {
+  Json rows = Json::array();
+  for (const ModelShape& shape : shapes()) {
+    if (quick && std::string(shape.name) == "vicuna-13b") continue;
+    const std::unique_ptr<cuda::CudaTransformer> model =
+        cuda::CudaTransformer::random(config_of(shape), DType::kF16, 1, 0);
+    const HeadShape heads = model->config().head_shape();
+    std::vector<std::pair<std::string, SpanPlan>> columns = {{"dense", SpanPlan::dense(heads)},
+                                                             {"uniform:0.5", SpanPlan::uniform(heads, 0.5)},
+                                                             {"uniform:0.25", SpanPlan::uniform(heads, 0.25)}};
+    const std::filesystem::path file = std::filesystem::path(plans) / shape.plan_file;
+    if (!plans.empty() && std::filesystem::exists(file))
+      columns.insert(columns.begin() + 1, {"published", SpanPlan::load(file, heads)});
+    for (const int64_t length : shape.lengths) {
+      if (quick && length != 8192) continue;
+      double dense_rate = 0;
+      int64_t dense_batch = 0;
+      for (const auto& [name, plan] : columns) {
+        const KvLayout layout(model->config(), plan, length, KvType::kF16);
+        const int64_t most = (cuda::free_device_bytes() - kReserveBytes) / (layout.bytes + (2 << 20));
+        if (most < 1) continue;
+        if (name == "dense") dense_batch = most;
+        rows.push_back(measure(*model, shape, plan, name, length, most, dense_batch, ceilings, dense_rate));
+        if (name != "dense")
+          rows.push_back(measure(*model, shape, plan, name, length, dense_batch, dense_batch, ceilings, dense_rate));
+      }
+      rows.push_back(measure(*model, shape, columns[0].second, "dense", length, 1, dense_batch, ceilings, dense_rate));
+    }
+  }
+  return rows;
+}
+
+}  // namespace polyspan::bench
