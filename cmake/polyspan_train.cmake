@@ -9,6 +9,11 @@ if(NOT Torch_FOUND)
   message(STATUS "polyspan train is left out: POLYSPAN_TRAIN is off, this is a sanitizer build, or LibTorch was not found")
   return()
 endif()
+if(CMAKE_CXX_COMPILER_ID MATCHES "Clang" AND Torch_VERSION VERSION_LESS 2)
+  # Its IValue holds a vector of itself before it is complete, which clang 14 refuses in C++20.
+  message(STATUS "polyspan train is left out: the headers of LibTorch ${Torch_VERSION} do not compile with clang in C++20; use g++")
+  return()
+endif()
 message(STATUS "polyspan train: LibTorch ${Torch_VERSION}")
 
 file(GLOB hydra_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/hydra/*.cpp)
