@@ -96,24 +96,6 @@ DeviceBuffer::~DeviceBuffer() {
   if (data_ != nullptr) cudaFree(data_);
 }
 
-PinnedBuffer::PinnedBuffer(int64_t bytes, std::string_view what) {
-  POLYSPAN_CHECK(bytes >= 0);
-  if (bytes == 0) return;
-  void* memory = nullptr;
-  const cudaError_t error = cudaMallocHost(&memory, static_cast<size_t>(bytes));
-  if (error == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    throw Error::out_of_memory(what, " needs ", bytes, " bytes of pinned memory, which the system refused");
-  }
-  check(error, what);
-  data_ = static_cast<std::byte*>(memory);
-  bytes_ = bytes;
-}
-
-PinnedBuffer::~PinnedBuffer() {
-  if (data_ != nullptr) cudaFreeHost(data_);
-}
-
 void copy_to_device(void* to, const void* from, int64_t bytes, const Stream& stream) {
   if (bytes > 0)
     check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream.get()),

@@ -74,30 +74,6 @@ class DeviceBuffer {
   int64_t bytes_ = 0;
 };
 
-// Host memory that the GPU copies from and to without waiting for the host.
-class PinnedBuffer {
- public:
-  PinnedBuffer() = default;
-  PinnedBuffer(int64_t bytes, std::string_view what);
-  ~PinnedBuffer();
-  PinnedBuffer(PinnedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  template <typename T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_);
-  }
-  int64_t size_bytes() const { return bytes_; }
-
- private:
-  std::byte* data_ = nullptr;
-  int64_t bytes_ = 0;
-};
-
 // All stream-ordered; copies from or to memory that is not pinned return when that memory may be used again.
 void copy_to_device(void* to, const void* from, int64_t bytes, const Stream& stream);
 void copy_to_host(void* to, const void* from, int64_t bytes, const Stream& stream);

@@ -43,14 +43,7 @@ std::unique_ptr<CudaTransformer> CudaTransformer::random(ModelConfig config, DTy
 }
 
 void CudaTransformer::start() {
-  const RopeConfig& rope = config_.rope;
-  std::vector<double> frequencies;  // as RopeTable::compute
-  for (int64_t pair = 0; pair < rope.n_dims / 2; ++pair) {
-    double frequency = std::pow(rope.base, -2.0 * static_cast<double>(pair) / static_cast<double>(rope.n_dims));
-    if (!rope.frequency_factors.empty())
-      frequency /= static_cast<double>(rope.frequency_factors[static_cast<size_t>(pair)]);
-    frequencies.push_back(frequency / rope.linear_scale);
-  }
+  const std::vector<double> frequencies = rope_frequencies(config_.rope);
   frequencies_ = to_device(std::span<const double>(frequencies), "rotary frequencies", stream_);
   stream_.synchronize();
 }
@@ -73,11 +66,16 @@ int64_t CudaTransformer::working_bytes() const {
 }
 
 KvCache CudaTransformer::make_cache(KvLayout layout) const {
-  auto buffer =
-      std::make_shared<DeviceBuffer>(layout.bytes, "a " + std::string(kv_type_name(layout.type)) + " KV cache for " +
-                                                       std::to_string(layout.planned_length) + " tokens");
+  auto buffer = std::make_shared<DeviceBuffer>(layout.bytes, layout.describe());
   std::byte* const data = buffer->data();
   return KvCache(std::move(layout), std::shared_ptr<std::byte>(std::move(buffer), data));
+}
+
+void CudaTransformer::grow(DeviceBuffer& buffer, int64_t bytes, std::string_view what) const {
+  if (buffer.size_bytes() >= bytes) return;
+  stream_.synchronize();  // nothing queued may use what is freed
+  buffer = DeviceBuffer();
+  buffer = DeviceBuffer(bytes, what);
 }
 
 void CudaTransformer::reserve(int64_t n_tokens) {
@@ -204,6 +202,20 @@ void CudaTransformer::forward(const Batch& batch) {
   for (const BatchSequence& sequence : batch.sequences) sequence.cache->advance(sequence.n_rows);
 }
 
+AppendArgs CudaTransformer::append_args(int64_t layer, int64_t n_tokens, KvType type) const {
+  return {.type = type,
+          .n_tokens = n_tokens,
+          .n_heads = config_.n_heads,
+          .n_kv_heads = config_.n_kv_heads,
+          .head_dim = config_.head_dim,
+          .qkv = qkv_.as<float>(),
+          .bias = layers_[static_cast<size_t>(layer)].bias,
+          .rope = rope_.as<RopeTurn>(),
+          .n_pairs = config_.rope.n_dims / 2,
+          .interleaved = config_.rope.pairing == RopePairing::kInterleaved,
+          .q = q_.as<float>()};
+}
+
 void CudaTransformer::prefill(const Batch& batch) {
   const ModelConfig& c = config_;
   const int64_t n_tokens = static_cast<int64_t>(batch.tokens.size()),
@@ -219,11 +231,7 @@ void CudaTransformer::prefill(const Batch& batch) {
   for (const BatchSequence& sequence : batch.sequences)
     chunk_bytes +=
         c.n_kv_heads * round_up_to(kv_storage_bytes(type, c.head_dim, round_up_to(sequence.n_rows, kTileSlots)), 256);
-  if (chunk_.size_bytes() < chunk_bytes) {
-    stream_.synchronize();
-    chunk_ = DeviceBuffer();
-    chunk_ = DeviceBuffer(chunk_bytes, "the keys of a prefill chunk");
-  }
+  grow(chunk_, chunk_bytes, "the keys of a prefill chunk");
   int64_t offset = 0;
   for (const BatchSequence& sequence : batch.sequences)
     for (int64_t kv_head = 0; kv_head < c.n_kv_heads; ++kv_head) {
@@ -237,11 +245,7 @@ void CudaTransformer::prefill(const Batch& batch) {
     }
   const auto upload = [&](DeviceBuffer& buffer, const auto& values) {
     const int64_t bytes = static_cast<int64_t>(values.size() * sizeof(values[0]));
-    if (buffer.size_bytes() < bytes) {
-      stream_.synchronize();
-      buffer = DeviceBuffer();
-      buffer = DeviceBuffer(bytes, "the tables of a batch");
-    }
+    grow(buffer, bytes, "the tables of a batch");
     copy_to_device(buffer.data(), values.data(), bytes, stream_);
   };
   upload(chunk_views_, chunk_views);
@@ -261,20 +265,10 @@ void CudaTransformer::prefill(const Batch& batch) {
         const KvHeadView* const heads = prefill_views_.as<KvHeadView>() + (layer * n_sequences + s) * c.n_kv_heads;
         const int32_t* const head_spans = prefill_spans_.as<int32_t>() + (layer * n_sequences + s) * c.n_heads;
         float* const q = q_.as<float>() + first * q_dim;
-        append({.type = type,
-                .n_tokens = n,
-                .n_heads = c.n_heads,
-                .n_kv_heads = c.n_kv_heads,
-                .head_dim = c.head_dim,
-                .qkv = qkv_.as<float>() + first * qkv_dim,
-                .bias = layers_[static_cast<size_t>(layer)].bias,
-                .rope = rope_.as<RopeTurn>() + first * n_pairs,
-                .n_pairs = n_pairs,
-                .interleaved = c.rope.pairing == RopePairing::kInterleaved,
-                .heads = chunk,
-                .positions = nullptr,
-                .q = q},
-               stream_);
+        AppendArgs keys = append_args(layer, n, type);
+        keys.qkv += first * qkv_dim, keys.rope += first * n_pairs, keys.q = q;
+        keys.heads = chunk;
+        append(keys, stream_);
         const int64_t out_bytes = out_type == ActivationType::kF32 ? 4 : 2;
         prefill_attention({.type = type,
                            .n_heads = c.n_heads,
@@ -447,20 +441,9 @@ void CudaTransformer::record_decode_step(int64_t n, KvType type) {
   for (int64_t index = 0; index < c.n_layers; ++index)
     run_layer(index, n, [&](int64_t layer, ActivationType out_type, void* out) {
       const KvHeadView* const heads = views_.as<KvHeadView>() + layer * n * c.n_kv_heads;
-      append({.type = type,
-              .n_tokens = n,
-              .n_heads = c.n_heads,
-              .n_kv_heads = c.n_kv_heads,
-              .head_dim = c.head_dim,
-              .qkv = qkv_.as<float>(),
-              .bias = layers_[static_cast<size_t>(layer)].bias,
-              .rope = rope_.as<RopeTurn>(),
-              .n_pairs = n_pairs,
-              .interleaved = c.rope.pairing == RopePairing::kInterleaved,
-              .heads = heads,
-              .positions = positions_.as<int32_t>(),
-              .q = q_.as<float>()},
-             stream_);
+      AppendArgs keys = append_args(layer, n, type);
+      keys.heads = heads, keys.positions = positions_.as<int32_t>();
+      append(keys, stream_);
       decode_attention({.type = type,
                         .n_sequences = n,
                         .n_heads = c.n_heads,
@@ -483,13 +466,19 @@ void CudaTransformer::record_decode_step(int64_t n, KvType type) {
   pick_greedy(logits_.as<float>(), n, c.vocab_size, tokens_.as<int32_t>(), positions_.as<int32_t>(), stream_);
 }
 
-void CudaTransformer::queue_decode_step(int64_t n, KvType type) {
+void CudaTransformer::queue_decode_step(std::span<KvCache* const> caches) {
+  update_decode_tables(caches);
+  const int64_t n = std::ssize(caches);
+  const KvType type = caches[0]->layout().type;
   const auto key = std::pair(n, type);
-  // The first step of a size loads its kernels, which a recording must not.
-  if (eager_steps_[key]++ == 0) return record_decode_step(n, type);
-  Graph& graph = graphs_[key];
-  if (!graph) graph = Graph(stream_, [&] { record_decode_step(n, type); });
-  graph.launch(stream_);
+  if (eager_steps_[key]++ == 0) {  // the first step of a size loads its kernels, which a recording must not
+    record_decode_step(n, type);
+  } else {
+    Graph& graph = graphs_[key];
+    if (!graph) graph = Graph(stream_, [&] { record_decode_step(n, type); });
+    graph.launch(stream_);
+  }
+  for (int64_t& tokens : decode_tokens_) ++tokens;
 }
 
 void CudaTransformer::decode(const Batch& batch) {
@@ -497,17 +486,13 @@ void CudaTransformer::decode(const Batch& batch) {
   std::vector<KvCache*> caches;
   for (const BatchSequence& sequence : batch.sequences) caches.push_back(sequence.cache);
   reserve_decode(static_cast<int64_t>(caches.size()), type);
-  update_decode_tables(caches);
-  queue_decode_step(static_cast<int64_t>(caches.size()), type);
-  for (int64_t& n : decode_tokens_) ++n;
+  queue_decode_step(caches);
 }
 
 void CudaTransformer::continue_greedy(std::span<KvCache* const> caches, int64_t n_steps) {
   POLYSPAN_CHECK(last_was_decode_ && static_cast<int64_t>(caches.size()) == last_rows_);
   for (int64_t step = 0; step < n_steps; ++step) {
-    update_decode_tables(caches);
-    queue_decode_step(static_cast<int64_t>(caches.size()), caches[0]->layout().type);
-    for (int64_t& n : decode_tokens_) ++n;
+    queue_decode_step(caches);
     for (KvCache* cache : caches) {
       POLYSPAN_CHECK(cache->n_tokens() < cache->max_tokens());
       cache->advance(1);

@@ -67,6 +67,7 @@ class CudaTransformer final : public Model {
   void fill_weights(DType type, uint64_t seed);
   void start();
 
+  void grow(DeviceBuffer& buffer, int64_t bytes, std::string_view what) const;
   void reserve(int64_t n_tokens);
   void reserve_decode(int64_t n_sequences, KvType type);
   static Forms forms_of(std::span<const Part> parts, int64_t n_tokens);
@@ -78,13 +79,15 @@ class CudaTransformer final : public Model {
   template <typename Attend>
   void run_layer(int64_t layer, int64_t n_tokens, Attend attend);
 
+  // Of the batch's first rows; `heads` and, in decoding, `positions` are left to the caller.
+  AppendArgs append_args(int64_t layer, int64_t n_tokens, KvType type) const;
   void prefill(const Batch& batch);
   void decode(const Batch& batch);
   // Adds the views [n_kv_heads] and spans [n_heads] of one layer.
   static void add_views(KvCache& cache, int64_t layer, std::vector<KvHeadView>& views, std::vector<int32_t>& spans);
   // What the GPU knows of the sequences of a decode step.
   void update_decode_tables(std::span<KvCache* const> caches);
-  void queue_decode_step(int64_t n_sequences, KvType type);
+  void queue_decode_step(std::span<KvCache* const> caches);
   void record_decode_step(int64_t n_sequences, KvType type);
   // The rows of x_ at `rows` (null: the first n) -> logits_ [n, vocab_size].
   void compute_logits(const int32_t* rows, int64_t n);

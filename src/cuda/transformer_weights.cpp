@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "cuda/transformer.h"
+#include "model/weight_packer.h"
 
 namespace polyspan::cuda {
 namespace {
@@ -48,12 +49,7 @@ class Uploader {
   }
 
   void vector(const std::string& name, int64_t n, float* to) {
-    const GgufTensor& tensor = file_.get_tensor(name, std::vector<int64_t>{n});
-    if (tensor.type != DType::kF32 && tensor.type != DType::kF16 && tensor.type != DType::kBF16)
-      throw Error::bad_file(file_.path(), "tensor ", name, " is ", dtype_name(tensor.type),
-                            "; wanted F32, F16 or BF16");
-    std::vector<float> values(static_cast<size_t>(n));
-    dequantize_row(tensor.type, tensor.data.data(), n, values.data());
+    const std::vector<float> values = read_floats(file_, name, {n});
     copy_to_device(to, values.data(), n * 4, stream_);
     stream_.synchronize();
   }

@@ -55,6 +55,10 @@ KvLayout::KvLayout(const ModelConfig& config, const SpanPlan& plan, int64_t leng
   }
 }
 
+std::string KvLayout::describe() const {
+  return "a " + std::string(kv_type_name(type)) + " KV cache for " + std::to_string(planned_length) + " tokens";
+}
+
 namespace {
 
 uint64_t next_cache_id() {
@@ -70,8 +74,7 @@ KvCache::KvCache(KvLayout layout, std::shared_ptr<std::byte> device_memory)
 }
 
 KvCache::KvCache(KvLayout layout) : layout_(std::move(layout)), id_(next_cache_id()) {
-  memory_ = HugeBuffer(layout_.bytes, "a " + std::string(kv_type_name(layout_.type)) + " KV cache for " +
-                                          std::to_string(layout_.planned_length) + " tokens");
+  memory_ = HugeBuffer(layout_.bytes, layout_.describe());
 }
 
 void KvCache::restore(std::span<const std::byte> saved, int64_t n_tokens) {

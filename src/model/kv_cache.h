@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -41,6 +42,7 @@ struct KvLayout {
   int64_t bytes = 0;
   std::vector<KvHeadLayout> heads;   // [n_layers * n_kv_heads]
   std::vector<AttentionSpan> spans;  // [n_layers * n_heads]
+  std::string describe() const;      // "a f16 KV cache for 4096 tokens"
   const KvHeadLayout& head(int64_t layer, int64_t kv_head) const {
     return heads[static_cast<size_t>(layer * n_kv_heads + kv_head)];
   }

@@ -22,6 +22,9 @@ struct RopeConfig {
   std::vector<float> frequency_factors;  // [n_dims / 2] or empty: frequencies are divided by them (Llama 3.1 and later)
 };
 
+// Radians that pair i turns by from one position to the next: [n_dims / 2].
+std::vector<double> rope_frequencies(const RopeConfig& config);
+
 // Cosines and sines of some positions: each [n_positions, n_dims / 2], computed in double.
 class RopeTable {
  public:
