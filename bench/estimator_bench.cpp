@@ -16,6 +16,7 @@
 #include "moa/calibration.h"
 #include "moa/compress_options.h"
 #include "moa/influence.h"
+#include "moa/validation.h"
 
 namespace {
 
@@ -49,7 +50,7 @@ double rank_correlation(const std::vector<double>& a, const std::vector<double>&
   return xy / std::sqrt(xx * yy);
 }
 
-void print_correlations(const char* which, std::vector<Cut> cuts) {
+void print_correlations(const char* which, const std::vector<Cut>& cuts) {
   if (cuts.size() < 8) {
     std::printf("%-34s %4zu cuts: too few\n", which, cuts.size());
     return;
@@ -64,11 +65,7 @@ void print_correlations(const char* which, std::vector<Cut> cuts) {
 }
 
 double loss_of(const std::vector<TargetScore>& scores, ProfileLoss loss) {
-  double sum = 0;
-  for (const TargetScore& score : scores)
-    sum -=
-        (loss == ProfileLoss::kLogOdds ? score.log_odds : score.log_probability) / static_cast<double>(scores.size());
-  return sum;
+  return loss == ProfileLoss::kLogOdds ? -mean_log_odds(scores) : mean_loss(scores);
 }
 
 }  // namespace

@@ -60,7 +60,6 @@ void ModelOptions::add_to(CLI::App& app) {
   app.add_option("--kv", kv, "element type of the KV cache: f16, bf16 or q8")->capture_default_str();
   app.add_option("-t,--threads", threads, "threads (default: physical cores)")->check(CLI::Range(1, 1024));
   app.add_option("--isa", isa, "instruction level: scalar, avx2 or avx512 (default: the best of this machine)");
-  if (app.get_name() == "compress") device = "cpu";  // spans are not searched on a GPU yet
   app.add_option("--device", device, "where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)")
       ->capture_default_str();
   app.add_flag("--json", json, "print one JSON document on standard output");

@@ -113,6 +113,7 @@ void run_compress(const CompressArguments& a) {
 void add_compress(CLI::App& app) {
   const auto a = std::make_shared<CompressArguments>();
   CLI::App* command = app.add_subcommand("compress", "Find every head's span: profile, search, validate; writes plans");
+  a->common.device = "cpu";  // spans are not searched on a GPU yet
   a->common.add_to(*command);
   const CompressOptions defaults;
   command->add_option("-o,--output", a->out, "folder of the run; plans go to FOLDER/plans/DENSITY.json")->required();

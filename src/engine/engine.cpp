@@ -88,8 +88,8 @@ void Engine::step(std::span<const StepRequest> requests, Progress& progress) {
       }
     }
     model_->forward({tokens, sequences});
-    for (size_t i = 0, s = 0; i < requests.size() && s < sequences.size();
-         ++i) {  // what is in the caches is in tokens_
+    // What is in the caches is in tokens_.
+    for (size_t i = 0, s = 0; i < requests.size() && s < sequences.size(); ++i) {
       if (sequences[s].cache != &requests[i].sequence->cache_) continue;
       const auto begin = tokens.begin() + sequences[s].first_row;
       requests[i].sequence->tokens_.insert(requests[i].sequence->tokens_.end(), begin, begin + sequences[s].n_rows);
@@ -114,11 +114,11 @@ void Engine::read_results(std::span<const StepRequest> requests, std::span<const
     }
   }
   const bool direct = rows.size() == 1 && !is_greedy(which[0]);
-  std::vector<float> logits(direct ? 0 : rows.size() * vocab);
-  model_->logits(rows, direct ? requests[which[0]].logits : logits.data());
+  if (!direct && logits_.size() < rows.size() * vocab) logits_.resize(rows.size() * vocab);
+  model_->logits(rows, direct ? requests[which[0]].logits : logits_.data());
   for (size_t i = 0; i < which.size(); ++i) {
     const StepRequest& request = requests[which[i]];
-    const float* const row = direct ? request.logits : logits.data() + i * vocab;
+    const float* const row = direct ? request.logits : logits_.data() + i * vocab;
     if (request.greedy != nullptr) *request.greedy = greedy_token({row, vocab});
     if (!direct && request.logits != nullptr) std::copy_n(row, vocab, request.logits);
   }

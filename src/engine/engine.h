@@ -78,6 +78,7 @@ class Engine {
   void read_results(std::span<const StepRequest> requests, std::span<const size_t> which,
                     std::span<const int64_t> rows);
   OpContext context_;
+  std::vector<float> logits_;  // of rows that share a pass, or of which only the best token is wanted
   std::unique_ptr<Model> model_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::optional<ChatFormat> chat_format_;

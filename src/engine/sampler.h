@@ -15,8 +15,8 @@ struct SamplingOptions {
   int64_t top_k = 40;        // keep the k most likely; 0: all
   float top_p = 0.95f;       // keep the smallest set of this probability; 1: all
   float min_p = 0.05f;       // drop tokens less likely than min_p x the most likely; 0: none
-  float repetition_penalty =
-      1.0f;                        // logits of tokens seen lately are divided (positive) or multiplied (negative) by it
+  // Logits of tokens seen lately are divided (positive) or multiplied (negative) by it; 1: none.
+  float repetition_penalty = 1.0f;
   int64_t repetition_window = 64;  // how many tokens back "lately" reaches
   uint64_t seed = 0;
 

@@ -3,19 +3,14 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/fnv1a.h"
 #include "eval/random_source.h"
 
 namespace polyspan {
 namespace {
 
-uint64_t hash_name(const std::string& name) {  // FNV-1a
-  uint64_t hash = 0xcbf29ce484222325u;
-  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return hash;
-}
-
 std::vector<float> initial_values(const TensorSpec& spec, uint64_t seed) {
-  RandomSource random{seed, hash_name(spec.name)};
+  RandomSource random{seed, fnv1a(spec.name)};
   std::vector<float> values(static_cast<size_t>(spec.n_values()));
   for (size_t i = 0; i < values.size(); ++i) {
     double value = spec.scale;

@@ -1,18 +1,14 @@
 #include "hydra/trainer.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 
 #include "core/error.h"
+#include "core/folder_lock.h"
 #include "core/mapped_file.h"
 #include "core/thread_team.h"
 #include "hydra/batches.h"
@@ -83,25 +79,6 @@ TokenBatch moved(TokenBatch batch, const torch::Device& device) {
   return {batch.inputs.to(device), batch.targets.to(device), batch.mask.to(device)};
 }
 
-// One process at a time.
-class FolderLock {
- public:
-  explicit FolderLock(const std::filesystem::path& folder)
-      : fd_(open((folder / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
-    if (fd_ < 0) throw Error::io(folder, "the folder cannot be written to");
-    if (flock(fd_, LOCK_EX | LOCK_NB) != 0) {
-      close(fd_);
-      throw Error::bad_input(folder.string(), ": another process trains there");
-    }
-  }
-  ~FolderLock() { close(fd_); }
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
-
- private:
-  int fd_;
-};
-
 // metrics.jsonl: one object a line. A resumed run drops what was written after the checkpoint.
 class Metrics {
  public:
@@ -126,14 +103,6 @@ class Metrics {
   std::filesystem::path path_;
   std::ofstream file_;
 };
-
-std::string read_whole(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error::io(path, "the file cannot be opened");
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 // Which tensor a number that is not finite is in: what a stopped run says.
 std::string not_finite_in(const Parameters& parameters) {
@@ -179,7 +148,7 @@ class Run {
 Run::Run(const TrainOptions& options, Progress& progress)
     : options_(options),
       progress_(progress),
-      config_text_(read_whole(options.config_file)),
+      config_text_(read_config_text(options.config_file)),
       config_(parse_train_config(config_text_, options.config_file)),
       device_(torch::kCPU) {
   if (config_.stages.empty())

@@ -18,11 +18,7 @@ void append_utf8(std::string& out, uint32_t code_point) {
 
 std::vector<std::string> byte_letters() {
   std::vector<std::string> letters;
-  uint32_t next_other = 0x100;
-  for (uint32_t byte = 0; byte < 256; ++byte) {
-    const bool printable = (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte != 0xad);
-    append_utf8(letters.emplace_back(), printable ? byte : next_other++);
-  }
+  for (const char32_t character : byte_characters()) append_utf8(letters.emplace_back(), character);
   return letters;
 }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/quantize.h"
 #include "io/random_model.h"
 
 namespace polyspan {
@@ -108,16 +109,6 @@ void set_scales(DType type, float deviation, RandomBits& random, Byte* block) {
   POLYSPAN_CHECK(false, "no block format");
 }
 
-// Uniform values in place of blocks.
-void store_value(DType type, float value, Byte* out) {
-  if (type == DType::kF32) {
-    std::memcpy(out, &value, sizeof value);
-    return;
-  }
-  const uint16_t bits = type == DType::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
-  std::memcpy(out, &bits, sizeof bits);
-}
-
 }  // namespace
 
 void fill_random_blocks(DType type, float deviation, uint64_t seed, std::span<std::byte> out) {
@@ -128,7 +119,10 @@ void fill_random_blocks(DType type, float deviation, uint64_t seed, std::span<st
   Byte* const bytes = reinterpret_cast<Byte*>(out.data());
   if (info.block_len == 1) {
     const float limit = deviation * std::sqrt(3.0f);  // a uniform value in [-1, 1] has the deviation 1 / sqrt(3)
-    for (size_t at = 0; at < out.size(); at += block_bytes) store_value(type, limit * random.next_unit(), bytes + at);
+    for (size_t at = 0; at < out.size(); at += block_bytes) {
+      const float value = limit * random.next_unit();
+      quantize_row(type, &value, 1, out.data() + at);
+    }
     return;
   }
   for (size_t at = 0; at < out.size(); at += block_bytes) {

@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "io/byte_vocabulary.h"
+#include "io/transformer_keys.h"
 
 namespace polyspan {
 namespace {
@@ -95,21 +96,10 @@ void add_tokenizer(const RandomModelConfig& config, GgufWriter& writer) {
 }
 
 void add_hyperparameters(const RandomModelConfig& config, GgufWriter& writer) {
-  const auto add = [&](const char* key, int64_t value) {
-    writer.add_u32(config.arch + "." + key, static_cast<uint32_t>(value));
-  };
   writer.add_string("general.architecture", config.arch);
   writer.add_string("general.name", "random weights");
-  add("context_length", config.context_length);
-  add("embedding_length", config.d_model);
-  add("block_count", config.n_layers);
-  add("feed_forward_length", config.d_ff);
-  add("attention.head_count", config.n_heads);
-  add("attention.head_count_kv", config.n_kv_heads);
-  add("attention.key_length", config.head_dim);
-  add("attention.value_length", config.head_dim);
-  add("rope.dimension_count", config.head_dim);
-  add("vocab_size", config.vocab_size);
+  add_transformer_sizes(config.arch, config, writer);
+  writer.add_u32(config.arch + ".vocab_size", static_cast<uint32_t>(config.vocab_size));
   writer.add_f32(config.arch + ".rope.freq_base", static_cast<float>(config.rope_base));
   writer.add_f32(config.arch + ".attention.layer_norm_rms_epsilon", static_cast<float>(config.norm_eps));
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/fnv1a.h"
 #include "eval/prompt_item.h"
 #include "moa/calibration_parts.h"
 
@@ -15,16 +16,10 @@ constexpr std::string_view kMultikey = "multikey", kCopy = "copy", kSection = "s
 constexpr std::string_view kDocument = "document";
 constexpr std::string_view kKinds[] = {kPasskeyRepeated, kPasskeyNatural, kMultikey, kCopy, kSection, kText};
 
-uint64_t hash(std::string_view name) {  // FNV-1a
-  uint64_t state = 0xcbf29ce484222325u;
-  for (const char c : name) state = (state ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return state;
-}
-
 // Bit 62 is set. Evaluation's pass-key seeds are small numbers (PasskeyGenerator doubles a seed, so bit 63 would be
 // lost).
 uint64_t sample_seed(uint64_t seed, std::string_view kind, int64_t length, int64_t index) {
-  RandomSource random{seed, hash(kind), static_cast<uint64_t>(length), static_cast<uint64_t>(index)};
+  RandomSource random{seed, fnv1a(kind), static_cast<uint64_t>(length), static_cast<uint64_t>(index)};
   constexpr int64_t kBit = int64_t{1} << 62;
   return static_cast<uint64_t>(random.below(kBit) + kBit);
 }

@@ -1,11 +1,6 @@
 #include "moa/run_directory.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -19,6 +14,7 @@
 #include <tuple>
 
 #include "core/error.h"
+#include "core/fnv1a.h"
 #include "core/mapped_file.h"
 
 namespace polyspan {
@@ -70,15 +66,8 @@ RunDirectory::RunDirectory(fs::path folder) : folder_(std::move(folder)) {
     throw Error::io(folder_, "found a file, wanted a folder for the run");
   fs::create_directories(folder_, error);
   if (error) throw Error::io(folder_, "cannot make the folder: ", error.message());
-  lock_ = ::open(path("lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (lock_ < 0) throw Error::io(path("lock"), "cannot be opened: ", std::generic_category().message(errno));
-  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    ::close(lock_);
-    throw Error::bad_input(folder_.string(), ": another process is working on this run");
-  }
+  lock_.emplace(folder_);
 }
-
-RunDirectory::~RunDirectory() { ::close(lock_); }
 
 bool RunDirectory::has(std::string_view name) const {
   std::error_code error;
@@ -231,21 +220,17 @@ SampleProfile RunDirectory::read_profile(std::string_view round, const Calibrati
 }
 
 std::string model_fingerprint(const GgufFile& file) {
-  uint64_t hash = 14695981039346656037ull;
-  const auto add = [&hash](std::span<const std::byte> bytes) {
-    for (const std::byte byte : bytes) hash = (hash ^ static_cast<uint64_t>(byte)) * 1099511628211ull;
-  };
+  Fnv1a hash;
   const int64_t size = file.file_bytes();
-  add(std::as_bytes(std::span(&size, 1)));
+  hash.add(std::as_bytes(std::span(&size, 1)));
   const std::span<const std::byte> all = file.mapping().bytes();
   size_t data_begin = all.size();
   for (const GgufTensor& tensor : file.tensors())
     data_begin = std::min(data_begin, static_cast<size_t>(tensor.data.data() - all.data()));
-  add(all.first(data_begin));
-  for (const GgufTensor& tensor : file.tensors()) add(tensor.data.first(std::min<size_t>(tensor.data.size(), 4096)));
-  char text[20];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
+  hash.add(all.first(data_begin));
+  for (const GgufTensor& tensor : file.tensors())
+    hash.add(tensor.data.first(std::min<size_t>(tensor.data.size(), 4096)));
+  return hash.hex();
 }
 
 OrderedJson describe_model(const GgufFile& file, const ModelConfig& config) {

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/folder_lock.h"
 #include "io/gguf.h"
 #include "moa/calibration.h"
 #include "moa/influence.h"
@@ -31,9 +32,6 @@ class RunDirectory {
  public:
   // Makes the folder where it is missing and takes its lock. Throws Error: kIo; kBadInput where another process holds it.
   explicit RunDirectory(std::filesystem::path folder);
-  ~RunDirectory();
-  RunDirectory(const RunDirectory&) = delete;
-  RunDirectory& operator=(const RunDirectory&) = delete;
 
   const std::filesystem::path& folder() const { return folder_; }
   std::filesystem::path path(std::string_view name) const { return folder_ / name; }
@@ -55,7 +53,7 @@ class RunDirectory {
 
  private:
   std::filesystem::path folder_;
-  int lock_ = -1;
+  std::optional<FolderLock> lock_;  // taken once the folder is there
 };
 
 // Tells models apart: size, everything before the tensors' data, and the first 4 KiB of each tensor (FNV-1a, 64 bits).

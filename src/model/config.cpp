@@ -52,19 +52,20 @@ void read_rope(const GgufFile& file, const std::string& arch, RopePairing pairin
   }
 }
 
-// The type that holds most weight bytes.
-std::string main_quantization(const GgufFile& file) {
+}  // namespace
+
+void describe_tensors(const GgufFile& file, ModelConfig& config) {
   std::map<DType, size_t> bytes;
-  for (const GgufTensor& tensor : file.tensors())
+  for (const GgufTensor& tensor : file.tensors()) {
+    config.n_parameters += tensor.n_values();
     if (tensor.dims.size() > 1) bytes[tensor.type] += tensor.data.size();
+  }
   DType best = DType::kF32;
   size_t most = 0;
   for (const auto& [type, n] : bytes)
     if (n > most) best = type, most = n;
-  return std::string(dtype_name(best));
+  config.quantization = dtype_name(best);
 }
-
-}  // namespace
 
 SpanPlan ModelConfig::default_plan() const {
   if (sliding_window == 0) return SpanPlan::dense(head_shape());
@@ -126,8 +127,7 @@ ModelConfig read_transformer_config(const GgufFile& file, RopePairing pairing) {
   if (declared && *declared != config.vocab_size)
     throw Error::bad_file(file.path(), "key ", arch, ".vocab_size is ", *declared, " but token_embd.weight has ",
                           config.vocab_size, " rows");
-  config.quantization = main_quantization(file);
-  for (const GgufTensor& tensor : file.tensors()) config.n_parameters += tensor.n_values();
+  describe_tensors(file, config);
   return config;
 }
 

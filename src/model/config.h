@@ -22,7 +22,7 @@ struct ModelConfig {
   RopeConfig rope;
   int64_t sliding_window = 0;  // 0: none. Mistral: every head sees this many keys and no sink
   bool qkv_bias = false;
-  int64_t state_bytes = 0;        // recurrent models: what a sequence keeps, whatever its length, in place of a KV cache
+  int64_t state_bytes = 0;  // recurrent models: what a sequence keeps, whatever its length, in place of a KV cache
 
   HeadShape head_shape() const { return {n_layers, n_heads, n_kv_heads}; }
   // The plan that the model itself implies: dense, or its sliding window.
@@ -33,5 +33,7 @@ struct ModelConfig {
 // key, what was found and what was wanted; kUnsupported for settings that would change results (RoPE scaling of a type
 // that is not implemented, ...).
 ModelConfig read_transformer_config(const GgufFile& file, RopePairing pairing);
+// Sets n_parameters, and quantization: the type that holds most bytes of the matrices.
+void describe_tensors(const GgufFile& file, ModelConfig& config);
 
 }  // namespace polyspan

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
 #include <numeric>
 
 #include "core/error.h"
@@ -52,14 +51,7 @@ ModelConfig read(const GgufFile& file) {
   config.norm_eps = static_cast<float>(hydra.norm_eps);
   config.rope.n_dims = hydra.head_dim, config.rope.base = hydra.rope_base;
   config.state_bytes = HydraStateLayout(hydra).bytes();
-  size_t most = 0;
-  std::map<DType, size_t> bytes;
-  for (const GgufTensor& tensor : file.tensors()) {
-    config.n_parameters += tensor.n_values();
-    if (tensor.dims.size() > 1) bytes[tensor.type] += tensor.data.size();
-  }
-  for (const auto& [type, n] : bytes)
-    if (n > most) most = n, config.quantization = dtype_name(type);
+  describe_tensors(file, config);
   return config;
 }
 
@@ -110,15 +102,16 @@ void HydraEngineModel::norm(const float* x, const std::vector<float>& weight, in
   });
 }
 
-// The same activations as floats and, where they divide into blocks, quantised.
 MatmulInput HydraEngineModel::input(const float* values, int64_t n_tokens, int64_t d_in) {
-  const bool blocks = d_in % kBlockCols == 0;
-  if (blocks) {
-    const size_t n = static_cast<size_t>(n_tokens * d_in / kBlockCols);
-    if (act_.blocks.size() < n) act_.blocks.resize(n);
-    quantize_activations(values, n_tokens, d_in, act_.blocks.data(), context_);
-  }
-  return {values, blocks ? act_.blocks.data() : nullptr, n_tokens, d_in};
+  return matmul_input(values, n_tokens, d_in, act_.blocks, context_);
+}
+
+// Rows of act_.normed, which was quantised once for all paths of the block.
+MatmulInput HydraEngineModel::normed(int64_t row, int64_t n_tokens) const {
+  const int64_t d = hydra_.d_model;
+  const bool blocks = d % kBlockCols == 0;
+  return {act_.normed.data() + row * d, blocks ? act_.normed_blocks.data() + row * d / kBlockCols : nullptr, n_tokens,
+          d};
 }
 
 void HydraEngineModel::multiply(const MatmulInput& x, const PackedMatrix& weight, float* out) {
@@ -169,6 +162,7 @@ void HydraEngineModel::forward(const Batch& batch) {
     const HydraBlockWeights& w = weights_.blocks[static_cast<size_t>(layer)];
     const HydraBlockState& b = layout_.blocks[static_cast<size_t>(layer)];
     norm(act_.x.data(), w.norm, n, d, act_.normed.data());
+    matmul_input(act_.normed.data(), n, d, act_.normed_blocks, context_);
     for (const Part& part : parts_) {
       if (part.begins_chunk(len)) decide(w, b, part);
       std::copy_n(part.state + b.decisions, n_decisions, decisions_.data() + part.decisions);
@@ -235,13 +229,12 @@ void HydraEngineModel::add_path(int64_t which) {
 
 void HydraEngineModel::run_ssm(const HydraBlockWeights& w, const HydraBlockState& b) {
   const HydraConfig& c = hydra_;
-  const int64_t n = parts_.back().row + parts_.back().n, d_in = c.d_ssm_in(), channels = c.d_conv_channels(),
-                n_heads = c.n_ssm_heads();
+  const int64_t n = n_rows(), d_in = c.d_ssm_in(), channels = c.d_conv_channels(), n_heads = c.n_ssm_heads();
   act_.ssm_in.resize(static_cast<size_t>(n * d_in));
   act_.conv.resize(static_cast<size_t>(n * channels));
   act_.scanned.resize(static_cast<size_t>(n * c.d_inner));
   for (std::vector<float>* values : {&act_.dt, &act_.decay}) values->resize(static_cast<size_t>(n * n_heads));
-  multiply(input(act_.normed.data(), n, c.d_model), w.ssm_in, act_.ssm_in.data());  // z, (x, B, C), dt
+  multiply(normed(0, n), w.ssm_in, act_.ssm_in.data());  // z, (x, B, C), dt
 
   // Row t of the convolution reads rows t - d_conv + 1 .. t, those before the part from the state.
   const int64_t past = c.d_conv - 1;
@@ -297,14 +290,13 @@ void HydraEngineModel::run_ssm(const HydraBlockWeights& w, const HydraBlockState
 
 void HydraEngineModel::run_attention(const HydraBlockWeights& w, const HydraBlockState& b) {
   const HydraConfig& c = hydra_;
-  const int64_t n = parts_.back().row + parts_.back().n, q_dim = c.n_heads * c.head_dim,
-                kv_dim = c.n_kv_heads * c.head_dim;
+  const int64_t n = n_rows(), q_dim = c.n_heads * c.head_dim, kv_dim = c.n_kv_heads * c.head_dim;
   for (std::vector<float>* values : {&act_.q, &act_.attention}) values->resize(static_cast<size_t>(n * q_dim));
   for (std::vector<float>* values : {&act_.k, &act_.v}) values->resize(static_cast<size_t>(n * kv_dim));
   const MatmulOutput qkv[] = {{&w.q, nullptr, act_.q.data(), q_dim, Epilogue::kStore},
                               {&w.k, nullptr, act_.k.data(), kv_dim, Epilogue::kStore},
                               {&w.v, nullptr, act_.v.data(), kv_dim, Epilogue::kStore}};
-  matmul(input(act_.normed.data(), n, c.d_model), qkv, context_);
+  matmul(normed(0, n), qkv, context_);
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   apply_rope(config_.rope, rope_table_, act_.q.data(), n, q_dim, c.n_heads, c.head_dim, scale, context_);
   apply_rope(config_.rope, rope_table_, act_.k.data(), n, kv_dim, c.n_kv_heads, c.head_dim, 1.0f, context_);
@@ -359,14 +351,14 @@ void HydraEngineModel::project_slots(const HydraBlockWeights& w, const HydraBloc
 // Reads before writes: a chunk's tokens see the slots as the last chunk left them.
 void HydraEngineModel::run_workspace(const HydraBlockWeights& w, const HydraBlockState& b) {
   const HydraConfig& c = hydra_;
-  const int64_t n = parts_.back().row + parts_.back().n, rank = c.slot_rank;
+  const int64_t n = n_rows(), rank = c.slot_rank;
   for (std::vector<float>* values : {&act_.read_q, &act_.write_k, &act_.read})
     values->resize(static_cast<size_t>(n * rank));
   act_.write_v.resize(static_cast<size_t>(n * c.d_slot));
   const MatmulOutput outputs[] = {{&w.read_q, nullptr, act_.read_q.data(), rank, Epilogue::kStore},
                                   {&w.write_k, nullptr, act_.write_k.data(), rank, Epilogue::kStore},
                                   {&w.write_v, nullptr, act_.write_v.data(), c.d_slot, Epilogue::kStore}};
-  matmul(input(act_.normed.data(), n, c.d_model), outputs, context_);
+  matmul(normed(0, n), outputs, context_);
   const float scale = 1.0f / std::sqrt(static_cast<float>(rank));
   for (float& q : act_.read_q) q *= scale;
   context_.reserve_scratch(static_cast<int64_t>(sizeof(float)) * (std::max(c.n_slots, c.chunk_len) + 64));
@@ -425,8 +417,7 @@ void HydraEngineModel::run_experts(const HydraBlockWeights& w) {
     const float* const chosen = decisions_.data() + part.decisions;
     for (int64_t i = 0; i < c.n_active_experts; ++i) {
       const size_t expert = static_cast<size_t>(chosen[3 + c.n_active_experts + i]);
-      matmul_swiglu(input(act_.normed.data() + part.row * d, part.n, d), w.gate[expert], w.up[expert], act_.ffn.data(),
-                    context_);
+      matmul_swiglu(normed(part.row, part.n), w.gate[expert], w.up[expert], act_.ffn.data(), context_);
       multiply(input(act_.ffn.data(), part.n, c.d_expert), w.down[expert], act_.path.data());
       const float share = chosen[3 + i] * chosen[2];
       for (int64_t t = 0; t < part.n; ++t)
@@ -437,11 +428,10 @@ void HydraEngineModel::run_experts(const HydraBlockWeights& w) {
 
 void HydraEngineModel::run_memory(const HydraBlockWeights& w) {
   const HydraConfig& c = hydra_;
-  const int64_t n = parts_.back().row + parts_.back().n, half = c.d_pkm_query / 2, q_dim = c.pkm_heads * c.d_pkm_query,
-                top = c.pkm_top;
+  const int64_t n = n_rows(), half = c.d_pkm_query / 2, q_dim = c.pkm_heads * c.d_pkm_query, top = c.pkm_top;
   act_.pkm_q.resize(static_cast<size_t>(n * q_dim));
   act_.pkm_read.assign(static_cast<size_t>(n * c.d_value), 0.0f);
-  multiply(input(act_.normed.data(), n, c.d_model), w.pkm_query, act_.pkm_q.data());
+  multiply(normed(0, n), w.pkm_query, act_.pkm_q.data());
   norm(act_.pkm_q.data(), w.pkm_query_norm, n * c.pkm_heads, c.d_pkm_query, act_.pkm_q.data());
   const int64_t value_bytes = row_bytes(w.pkm_values->type, c.d_value);
   const auto read_token = [&](int64_t t) {

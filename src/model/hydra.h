@@ -45,7 +45,8 @@ class HydraEngineModel final : public Model {
     std::vector<float> read_q, write_k, write_v, read;
     std::vector<float> ffn;
     std::vector<float> pkm_q, pkm_read;
-    std::vector<ActBlock> blocks;
+    std::vector<ActBlock> normed_blocks;  // normed, quantised
+    std::vector<ActBlock> blocks;         // the input of the next product, quantised
   };
 
   void begin_sequence(float* state);
@@ -63,6 +64,8 @@ class HydraEngineModel final : public Model {
   void end_part(const HydraBlockState& b, const Part& part);
 
   void norm(const float* x, const std::vector<float>& weight, int64_t n, int64_t d, float* out);
+  int64_t n_rows() const { return parts_.back().row + parts_.back().n; }
+  MatmulInput normed(int64_t row, int64_t n_tokens) const;
   MatmulInput input(const float* values, int64_t n_tokens, int64_t d_in);
   void multiply(const MatmulInput& x, const PackedMatrix& weight, float* out);
 

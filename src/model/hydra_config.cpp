@@ -225,8 +225,7 @@ HydraAccount account(const HydraConfig& c) {
     HydraAccount::Part& part = parts[tensor.part];
     const int64_t n = tensor.n_values();
     part.parameters += n;
-    int64_t active = n;
-    if (tensor.name == "token_embd.weight") active = n;  // the tied output layer reads all of it
+    int64_t active = n;  // of the embedding too: the tied output layer reads all of it
     if (tensor.part == HydraPart::kMoe && tensor.shape.size() == 3) active = n / c.n_experts * c.n_active_experts;
     if (tensor.name.ends_with("pkm_values")) active = c.pkm_heads * c.pkm_top * c.d_value;
     part.active_parameters += active;

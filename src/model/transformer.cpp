@@ -51,9 +51,7 @@ void Transformer::norm(const std::vector<float>& weight, int64_t n_tokens) {
 
 // The same activations as floats and, where they divide into blocks, quantised.
 MatmulInput Transformer::input(const std::vector<float>& values, int64_t n_tokens, int64_t d_in) {
-  const bool blocks = d_in % kBlockCols == 0;
-  if (blocks) quantize_activations(values.data(), n_tokens, d_in, act_.blocks.data(), context_);
-  return {values.data(), blocks ? act_.blocks.data() : nullptr, n_tokens, d_in};
+  return matmul_input(values.data(), n_tokens, d_in, act_.blocks, context_);
 }
 
 void Transformer::forward(const Batch& batch) {

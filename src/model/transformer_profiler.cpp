@@ -82,9 +82,7 @@ void TransformerProfiler::for_each_chunk(Body body) const {
 }
 
 MatmulInput TransformerProfiler::input(const float* values, int64_t n, int64_t d_in) {
-  const bool blocks = d_in % kBlockCols == 0;
-  if (blocks) quantize_activations(values, n, d_in, blocks_.data(), context_);
-  return {values, blocks ? blocks_.data() : nullptr, n, d_in};
+  return matmul_input(values, n, d_in, blocks_, context_);
 }
 
 void TransformerProfiler::norm(const float* x, const std::vector<float>& weight, int64_t n, float* out) const {

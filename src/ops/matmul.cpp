@@ -117,6 +117,15 @@ void quantize_activations(const float* x, int64_t n_tokens, int64_t d_in, ActBlo
   });
 }
 
+MatmulInput matmul_input(const float* x, int64_t n_tokens, int64_t d_in, std::vector<ActBlock>& blocks,
+                         OpContext& context) {
+  if (d_in % kBlockCols != 0) return {x, nullptr, n_tokens, d_in};
+  const size_t n = static_cast<size_t>(n_tokens * d_in / kBlockCols);
+  if (blocks.size() < n) blocks.resize(n);
+  quantize_activations(x, n_tokens, d_in, blocks.data(), context);
+  return {x, blocks.data(), n_tokens, d_in};
+}
+
 void matmul_reference(DType type, const std::byte* rows, int64_t d_out, const MatmulInput& x, float* out) {
   std::vector<float> row(static_cast<size_t>(x.d_in));
   const bool quantized = PackedMatrix{type, d_out, x.d_in, rows}.is_quantized();

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "ops/context.h"
 #include "ops/kernels.h"
@@ -39,6 +40,10 @@ void matmul_swiglu(const MatmulInput& x, const PackedMatrix& gate, const PackedM
 
 // Quantises [n_tokens, d_in] to [n_tokens, d_in / 32] blocks. REQUIRES: d_in % 32 == 0.
 void quantize_activations(const float* x, int64_t n_tokens, int64_t d_in, ActBlock* out, OpContext& context);
+
+// x [n_tokens, d_in] as an input of products: quantised into `blocks` (grown where too small) if it divides into blocks.
+MatmulInput matmul_input(const float* x, int64_t n_tokens, int64_t d_in, std::vector<ActBlock>& blocks,
+                         OpContext& context);
 
 // Plain loops, sums in double, over the file's dequantised rows and (for quantised types) the same 8-bit activations.
 void matmul_reference(DType type, const std::byte* rows, int64_t d_out, const MatmulInput& x, float* out);

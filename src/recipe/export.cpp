@@ -9,6 +9,7 @@
 #include "io/gguf.h"
 #include "io/gguf_writer.h"
 #include "io/safetensors.h"
+#include "io/transformer_keys.h"
 #include "recipe/prepare.h"
 #include "recipe/train_config.h"
 
@@ -55,19 +56,8 @@ void copy_tokenizer(const GgufFile& file, GgufWriter& writer) {
 }
 
 void write_llama_config(const TransformerSizes& c, GgufWriter& writer) {
-  const auto add = [&](const char* key, int64_t value) {
-    writer.add_u32(std::string("llama.") + key, static_cast<uint32_t>(value));
-  };
   writer.add_string("general.architecture", "llama");
-  add("context_length", c.context_length);
-  add("embedding_length", c.d_model);
-  add("block_count", c.n_layers);
-  add("feed_forward_length", c.d_ff);
-  add("attention.head_count", c.n_heads);
-  add("attention.head_count_kv", c.n_kv_heads);
-  add("attention.key_length", c.head_dim);
-  add("attention.value_length", c.head_dim);
-  add("rope.dimension_count", c.head_dim);
+  add_transformer_sizes("llama", c, writer);
   writer.add_f32("llama.rope.freq_base", static_cast<float>(c.rope_base));
   writer.add_f32("llama.attention.layer_norm_rms_epsilon", static_cast<float>(c.norm_eps));
 }

@@ -1,6 +1,7 @@
 #include "recipe/prepare.h"
 
 #include "core/error.h"
+#include "core/fnv1a.h"
 #include "core/mapped_file.h"
 
 namespace polyspan {
@@ -23,16 +24,12 @@ int64_t CorpusTokenizer::vocab_size() const {
 
 std::string CorpusTokenizer::fingerprint() const {
   if (tokenizer_ == nullptr) return "bytes";
-  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a over every token's bytes
-  const auto add = [&](unsigned char byte) { hash = (hash ^ byte) * 0x100000001b3u; };
+  Fnv1a hash;  // over every token's bytes
   for (TokenId id = 0; id < tokenizer_->vocab_size(); ++id) {
-    for (const char c : tokenizer_->token_bytes(id, /*with_special=*/true)) add(static_cast<unsigned char>(c));
-    add(0);
+    hash.add(tokenizer_->token_bytes(id, /*with_special=*/true));
+    hash.add(std::string_view("", 1));  // a zero between two tokens
   }
-  char text[40];
-  std::snprintf(text, sizeof text, "%s-%016llx", std::string(tokenizer_->model_name()).c_str(),
-                static_cast<unsigned long long>(hash));
-  return text;
+  return std::string(tokenizer_->model_name()) + "-" + hash.hex();
 }
 
 int32_t CorpusTokenizer::end_token() const {

@@ -2,7 +2,6 @@
 
 #include <toml++/toml.h>
 #include <algorithm>
-#include <fstream>
 #include <sstream>
 
 #include "core/error.h"
@@ -47,15 +46,6 @@ std::string nearest_name(const std::string& name, const std::set<std::string>& k
 TomlTable::TomlTable(std::shared_ptr<const Node> node, std::filesystem::path file, std::string name)
     : node_(std::move(node)), file_(std::move(file)), name_(std::move(name)) {}
 TomlTable::~TomlTable() = default;
-
-TomlTable TomlTable::parse_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::error_code error;
-  if (!file || std::filesystem::is_directory(path, error)) throw Error::io(path, "the file cannot be opened");
-  std::ostringstream text;
-  text << file.rdbuf();
-  return parse(text.str(), path);
-}
 
 TomlTable TomlTable::parse(const std::string& text, const std::filesystem::path& name) {
   try {

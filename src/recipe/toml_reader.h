@@ -14,8 +14,7 @@ namespace polyspan {
 // kBadInput and name the file, the key with its table and, where it is known, the line.
 class TomlTable {
  public:
-  // Throws Error: kIo; kBadFile with the line where it is no TOML.
-  static TomlTable parse_file(const std::filesystem::path& path);
+  // Throws Error (kBadFile) with the line where it is no TOML.
   static TomlTable parse(const std::string& text, const std::filesystem::path& name);
   TomlTable(const TomlTable&) = default;
   TomlTable(TomlTable&&) = default;

@@ -15,6 +15,16 @@ namespace {
 constexpr int64_t kMostWidth = 1 << 20, kMostCount = 1 << 16, kMostVocab = 1 << 24, kMostSteps = 1 << 30;
 const std::set<std::string> kParts = {"ssm", "attention", "moe", "workspace", "pkm", "ffn"};
 
+// Of an attention: by default as many KV heads as heads, which divide d_model among them.
+template <typename Sizes>
+void read_heads(TomlTable& table, Sizes& c) {
+  table.read("n_heads", c.n_heads, 1, 1024);
+  c.n_kv_heads = c.n_heads;
+  table.read("n_kv_heads", c.n_kv_heads, 1, 1024);
+  c.head_dim = std::max<int64_t>(2, c.d_model / c.n_heads);
+  table.read("head_dim", c.head_dim, 2, 512);
+}
+
 void read_hydra(TomlTable& file, HydraConfig& c) {
   TomlTable model = file.table("model");
   model.read("d_model", c.d_model, 1, kMostWidth);
@@ -35,11 +45,7 @@ void read_hydra(TomlTable& file, HydraConfig& c) {
   ssm.check_unknown();
   TomlTable attention = file.table("attention");
   attention.read("every", c.attention_every, 0, 1024);
-  attention.read("n_heads", c.n_heads, 1, 1024);
-  c.n_kv_heads = c.n_heads;
-  attention.read("n_kv_heads", c.n_kv_heads, 1, 1024);
-  c.head_dim = std::max<int64_t>(2, c.d_model / c.n_heads);
-  attention.read("head_dim", c.head_dim, 2, 512);
+  read_heads(attention, c);
   attention.read("window", c.window, 1, 1 << 20);
   attention.read("n_global", c.n_global, 0, 1 << 20);
   attention.read("rope_base", c.rope_base, 1.0, 1e12);
@@ -70,11 +76,7 @@ void read_transformer(TomlTable& file, TransformerSizes& c) {
   TomlTable model = file.table("model");
   model.read("d_model", c.d_model, 1, kMostWidth);
   model.read("n_layers", c.n_layers, 1, 1024);
-  model.read("n_heads", c.n_heads, 1, 1024);
-  c.n_kv_heads = c.n_heads;
-  model.read("n_kv_heads", c.n_kv_heads, 1, 1024);
-  c.head_dim = std::max<int64_t>(2, c.d_model / c.n_heads);
-  model.read("head_dim", c.head_dim, 2, 512);
+  read_heads(model, c);
   model.read("d_ff", c.d_ff, 1, kMostWidth);
   model.read("vocab_size", c.vocab_size, 1, kMostVocab);
   model.read("context_length", c.context_length, 1, int64_t{1} << 31);
@@ -245,13 +247,17 @@ TrainConfig parse_train_config(const std::string& text, const std::filesystem::p
   return config;
 }
 
-TrainConfig load_train_config(const std::filesystem::path& path) {
+std::string read_config_text(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   std::error_code error;
   if (!file || std::filesystem::is_directory(path, error)) throw Error::io(path, "the file cannot be opened");
   std::ostringstream text;
   text << file.rdbuf();
-  return parse_train_config(text.str(), path);
+  return text.str();
+}
+
+TrainConfig load_train_config(const std::filesystem::path& path) {
+  return parse_train_config(read_config_text(path), path);
 }
 
 }  // namespace polyspan

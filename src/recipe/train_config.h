@@ -53,6 +53,8 @@ struct TrainConfig {
   std::string fingerprint_text() const;
 };
 
+// The text of a configuration file. Throws Error (kIo).
+std::string read_config_text(const std::filesystem::path& path);
 // Relative paths are taken from the file's folder. Throws Error (kIo, kBadFile, kBadInput naming file, line and key).
 TrainConfig load_train_config(const std::filesystem::path& path);
 TrainConfig parse_train_config(const std::string& text, const std::filesystem::path& name);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/fnv1a.h"
 #include "report/json_value.h"
 
 namespace polyspan::report {
@@ -93,22 +94,15 @@ const Speed* Measurements::find_speed(const MeasuredPlan& plan, int64_t length) 
 }
 
 std::string plan_id(const SpanPlan& plan) {
-  // FNV-1a over what decides the spans.
-  uint64_t hash = 14695981039346656037ull;
-  const auto add = [&hash](const auto& value) {
-    unsigned char bytes[sizeof value];
-    std::memcpy(bytes, &value, sizeof value);
-    for (const unsigned char byte : bytes) hash = (hash ^ byte) * 1099511628211ull;
-  };
+  Fnv1a hash;  // over what decides the spans
+  const auto add = [&hash](const auto& value) { hash.add(std::as_bytes(std::span(&value, 1))); };
   add(plan.n_sink_tokens());
   for (int64_t layer = 0; layer < plan.shape().n_layers; ++layer)
     for (int64_t head = 0; head < plan.rules_per_layer(); ++head) {
       add(plan.rule(layer, head).alpha + 0.0);
       add(plan.rule(layer, head).beta + 0.0);
     }
-  char text[20];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
+  return hash.hex();
 }
 
 Measurements read_measurements(const std::filesystem::path& folder, const std::vector<CurrentPlan>& plans) {

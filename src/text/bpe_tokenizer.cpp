@@ -6,6 +6,7 @@
 #include <queue>
 
 #include "core/error.h"
+#include "io/byte_vocabulary.h"
 #include "text/pre_tokenizer.h"
 #include "text/unicode_class.h"
 #include "text/vocab_tokenizer.h"
@@ -13,26 +14,15 @@
 namespace polyspan {
 namespace {
 
-// GPT-2 writes a byte as a printable character: itself where Latin-1 has one, else U+0100 and on, in the order of
-// bytes.
-constexpr bool is_printable_latin1(int byte) {
-  return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
-}
-
 struct ByteAlphabet {
-  std::array<char32_t, 256> char_of_byte{};
+  std::array<char32_t, 256> char_of_byte = byte_characters();
   std::array<int16_t, 0x144> byte_of_char{};  // -1: not in the alphabet
 };
 
 constexpr ByteAlphabet make_byte_alphabet() {
   ByteAlphabet alphabet;
   for (int16_t& byte : alphabet.byte_of_char) byte = -1;
-  char32_t next = 0x100;
-  for (int byte = 0; byte < 256; ++byte) {
-    const char32_t code = is_printable_latin1(byte) ? static_cast<char32_t>(byte) : next++;
-    alphabet.char_of_byte[byte] = code;
-    alphabet.byte_of_char[code] = static_cast<int16_t>(byte);
-  }
+  for (int16_t byte = 0; byte < 256; ++byte) alphabet.byte_of_char[alphabet.char_of_byte[byte]] = byte;
   return alphabet;
 }
 
