@@ -113,7 +113,7 @@ void run_compress(const CompressArguments& a) {
 void add_compress(CLI::App& app) {
   const auto a = std::make_shared<CompressArguments>();
   CLI::App* command = app.add_subcommand("compress", "Find every head's span: profile, search, validate; writes plans");
-  a->common.device = "cpu";  // spans are not searched on a GPU yet
+  a->common.device = "cpu";  // not auto: the same options make the same plans wherever they run
   a->common.add_to(*command);
   const CompressOptions defaults;
   command->add_option("-o,--output", a->out, "folder of the run; plans go to FOLDER/plans/DENSITY.json")->required();
@@ -154,6 +154,7 @@ void add_compress(CLI::App& app) {
       "Examples:\n"
       "  polyspan compress model.gguf -o run --density 0.5,0.25\n"
       "  polyspan compress model.gguf -o run --quick\n"
+      "  polyspan compress model.gguf -o run --device cuda\n"
       "  polyspan compress model.gguf -o run --documents contracts.jsonl --lengths 2048,4096 --extend 8192\n"
       "  polyspan compress model.gguf -o run --resume\n"
       "  polyspan run model.gguf --chat -f question.txt --plan run/plans/0.25.json\n"

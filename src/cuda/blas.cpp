@@ -15,6 +15,10 @@ namespace {
 using GemmEx = cublasStatus_t (*)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void*,
                                   const void*, cudaDataType, int, const void*, cudaDataType, int, const void*, void*,
                                   cudaDataType, int, cublasComputeType_t, cublasGemmAlgo_t);
+using GemmStridedBatchedEx = cublasStatus_t (*)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int,
+                                                const void*, const void*, cudaDataType, int, long long, const void*,
+                                                cudaDataType, int, long long, const void*, void*, cudaDataType, int,
+                                                long long, int, cublasComputeType_t, cublasGemmAlgo_t);
 
 // The entry points used, by the names that the library exports.
 struct Library {
@@ -23,6 +27,7 @@ struct Library {
   decltype(&cublasSetStream_v2) set_stream = nullptr;
   decltype(&cublasSetWorkspace_v2) set_workspace = nullptr;
   GemmEx gemm_ex = nullptr;
+  GemmStridedBatchedEx gemm_strided_batched_ex = nullptr;
 };
 
 Library load_library() {
@@ -47,6 +52,7 @@ Library load_library() {
   find(library.set_stream, "cublasSetStream_v2");
   find(library.set_workspace, "cublasSetWorkspace_v2");
   find(library.gemm_ex, "cublasGemmEx");
+  find(library.gemm_strided_batched_ex, "cublasGemmStridedBatchedEx");
   return library;
 }
 
@@ -92,6 +98,20 @@ void Blas::multiply(DType type, const void* w, const void* x, int64_t n_tokens, 
                         static_cast<int>(d_in), &alpha, w, t, static_cast<int>(d_in), x, t, static_cast<int>(d_in),
                         &beta, out, CUDA_R_32F, static_cast<int>(out_stride), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
       "a matrix product");
+}
+
+void Blas::multiply(const BatchProduct& p, Precision precision) const {
+  // By columns: C^T = B^T A^T, and what lies in memory by rows is the transpose already.
+  const float alpha = 1.0f, beta = p.add ? 1.0f : 0.0f;
+  const auto op = [](const BatchProduct::Factor& f) { return f.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  check_blas(
+      library().gemm_strided_batched_ex(
+          handle_, op(p.b), op(p.a), narrow(p.n_columns), narrow(p.n_rows), narrow(p.n_inner), &alpha, p.b.data,
+          CUDA_R_32F, narrow(p.b.stride), p.b.step, p.a.data, CUDA_R_32F, narrow(p.a.stride), p.a.step, &beta, p.c,
+          CUDA_R_32F, narrow(p.c_stride), p.c_step, narrow(p.n_batch),
+          precision == Precision::kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      "a batch of matrix products");
 }
 
 }  // namespace polyspan::cuda

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "cuda/device.h"
 #include "cuda/prefill_attention.h"
+#include "cuda/span_profiler.h"
 
 namespace polyspan::cuda {
 namespace {
@@ -49,7 +50,12 @@ void CudaTransformer::start() {
 }
 
 std::unique_ptr<SpanProfiler> CudaTransformer::make_span_profiler(Progress&) {
-  throw Error::unsupported("the search of spans does not run on a GPU yet; use --device cpu");
+  return make_span_profiler(CudaProfilerOptions());
+}
+
+std::unique_ptr<SpanProfiler> CudaTransformer::make_span_profiler(const CudaProfilerOptions& options) const {
+  return std::make_unique<CudaSpanProfiler>(
+      ProfiledModel{config_, layers_, output_norm_, output_, embedding_, frequencies_.as<double>(), stream_}, options);
 }
 
 int64_t CudaTransformer::max_batch_tokens() const { return kMaxBatchTokens; }

@@ -19,6 +19,8 @@
 
 namespace polyspan::cuda {
 
+struct CudaProfilerOptions;
+
 class CudaTransformer final : public Model {
  public:
   // Throws Error: kUnsupported, kBadFile, kOutOfMemory naming the bytes needed and free before anything is read.
@@ -32,6 +34,7 @@ class CudaTransformer final : public Model {
   void logits(std::span<const int64_t> rows, float* out) override;
   bool greedy_tokens(std::span<const int64_t> rows, int32_t* out) override;
   std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) override;
+  std::unique_ptr<SpanProfiler> make_span_profiler(const CudaProfilerOptions& options) const;
   std::string_view device() const override { return device_name_; }
   int64_t max_batch_tokens() const override;
   int64_t weight_bytes() const override { return weights_.size_bytes(); }
@@ -47,16 +50,8 @@ class CudaTransformer final : public Model {
   const Stream& stream() const { return stream_; }
 
  private:
-  // A product's matrix and the first column of its output.
-  struct Part {
-    DeviceMatrix w;
-    int64_t column;
-  };
-  struct Layer {
-    const float *attn_norm = nullptr, *ffn_norm = nullptr;  // [d_model]
-    const float* bias = nullptr;                            // [(n_heads + 2 * n_kv_heads) * head_dim] or null
-    std::vector<Part> qkv, attn_out, gate_up, down;         // qkv and gate_up: one matrix where the types are equal
-  };
+  using Part = MatrixPart;
+  using Layer = DeviceLayer;
   // Which forms of its input a product reads.
   struct Forms {
     bool f32 = false, f16 = false, bf16 = false, blocks = false;

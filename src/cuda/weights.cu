@@ -55,8 +55,32 @@ __global__ void sort_blocks_kernel(const uint16_t* rows, int64_t n_blocks, int64
   }
 }
 
-template <DType kType>
-__global__ void dequantize_kernel(DeviceMatrix w, int64_t first_row, int64_t n_rows, __half* out) {
+// 16 values to aligned memory.
+__device__ void store_run(const float (&values)[16], __half* out) {
+  uint4* const to = reinterpret_cast<uint4*>(out);
+  uint32_t words[8];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const __half2 pair = __half2(from_float<__half>(values[2 * j]), from_float<__half>(values[2 * j + 1]));
+    words[j] = *reinterpret_cast<const uint32_t*>(&pair);
+  }
+  to[0] = make_uint4(words[0], words[1], words[2], words[3]);
+  to[1] = make_uint4(words[4], words[5], words[6], words[7]);
+}
+__device__ void store_run(const float (&values)[16], float* out) {
+#pragma unroll
+  for (int j = 0; j < 16; j += 4)
+    *reinterpret_cast<float4*>(out + j) = make_float4(values[j], values[j + 1], values[j + 2], values[j + 3]);
+}
+
+template <typename T>
+__global__ void widen_kernel(const T* values, int64_t n, float* out) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x)
+    out[i] = to_float(values[i]);
+}
+
+template <DType kType, typename T>
+__global__ void dequantize_kernel(DeviceMatrix w, int64_t first_row, int64_t n_rows, T* out) {
   const int64_t units = w.d_in / 32;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n_rows * units;
        i += int64_t{gridDim.x} * blockDim.x) {
@@ -65,18 +89,7 @@ __global__ void dequantize_kernel(DeviceMatrix w, int64_t first_row, int64_t n_r
     float values[2][16];
     decode_unit(u, values);
 #pragma unroll
-    for (int run = 0; run < 2; ++run) {
-      uint4* const to = reinterpret_cast<uint4*>(out + row * w.d_in + u.at[run]);
-      uint32_t words[8];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const __half2 pair =
-            __half2(from_float<__half>(values[run][2 * j]), from_float<__half>(values[run][2 * j + 1]));
-        words[j] = *reinterpret_cast<const uint32_t*>(&pair);
-      }
-      to[0] = make_uint4(words[0], words[1], words[2], words[3]);
-      to[1] = make_uint4(words[4], words[5], words[6], words[7]);
-    }
+    for (int run = 0; run < 2; ++run) store_run(values[run], out + row * w.d_in + u.at[run]);
   }
 }
 
@@ -237,10 +250,24 @@ void sort_blocks(DType type, const std::byte* rows, int64_t n_rows, int64_t firs
 void dequantize(const DeviceMatrix& w, int64_t first_row, int64_t n_rows, void* out, const Stream& stream) {
   POLYSPAN_CHECK(has_device_blocks(w.type) && w.d_in % 32 == 0);
   visit_block_type(w.type, [&]<DType kType>() {
-    dequantize_kernel<kType>
+    dequantize_kernel<kType, __half>
         <<<grid_of(n_rows * (w.d_in / 32)), 256, 0, stream.get()>>>(w, first_row, n_rows, static_cast<__half*>(out));
   });
   check_launch("dequantize");
+}
+
+void decode(const DeviceMatrix& w, int64_t first_row, int64_t n_rows, float* out, const Stream& stream) {
+  const int64_t n = n_rows * w.d_in;
+  const auto widen = [&]<typename T>(const T* values) {
+    widen_kernel<<<grid_of(n), 256, 0, stream.get()>>>(values + first_row * w.d_in, n, out);
+  };
+  if (w.type == DType::kF32) widen(reinterpret_cast<const float*>(w.data));
+  if (w.type == DType::kF16) widen(reinterpret_cast<const __half*>(w.data));
+  if (w.type == DType::kBF16) widen(reinterpret_cast<const __nv_bfloat16*>(w.data));
+  visit_block_type(w.type, [&]<DType kType>() {
+    dequantize_kernel<kType, float><<<grid_of(n / 32), 256, 0, stream.get()>>>(w, first_row, n_rows, out);
+  });
+  check_launch("decode");
 }
 
 InputForm input_form(DType type, int64_t n_tokens) {

@@ -24,6 +24,17 @@ struct DeviceMatrix {
   const std::byte* data = nullptr;
 };
 
+// A product's matrix and the first column of its output.
+struct MatrixPart {
+  DeviceMatrix w;
+  int64_t column;
+};
+struct DeviceLayer {
+  const float *attn_norm = nullptr, *ffn_norm = nullptr;  // [d_model]
+  const float* bias = nullptr;                            // [(n_heads + 2 * n_kv_heads) * head_dim] or null
+  std::vector<MatrixPart> qkv, attn_out, gate_up, down;   // qkv and gate_up: one matrix where the types are equal
+};
+
 // Whether the GPU computes on the blocks of this type (else it is held as f16).
 bool has_device_blocks(DType type);
 // The type that a matrix of the file has on the GPU, and its bytes there.
@@ -42,6 +53,9 @@ void sort_blocks(DType type, const std::byte* rows, int64_t n_rows, int64_t firs
 
 // Rows [first_row, first_row + n_rows) of a matrix of blocks as f16 [n_rows, d_in].
 void dequantize(const DeviceMatrix& w, int64_t first_row, int64_t n_rows, void* out, const Stream& stream);
+
+// The same of a matrix of any type, as f32.
+void decode(const DeviceMatrix& w, int64_t first_row, int64_t n_rows, float* out, const Stream& stream);
 
 // The activations of a product in the forms that its weights need; others may be null.
 struct DeviceInput {

@@ -57,6 +57,22 @@ TEST(DeviceWeights, DecodesTheFilesValues) {
     }
 }
 
+TEST(DeviceWeights, DecodesToFloatsOfEveryType) {
+  POLYSPAN_NEEDS_GPU();
+  const Stream stream;
+  for (const DType type :
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kQ4_K, DType::kQ6_K}) {
+    SCOPED_TRACE(dtype_name(type));
+    const TestMatrix matrix(type, 37, 768, 9, stream);
+    PoisonedDevice out(20 * 768, stream);
+    decode(matrix.w, 11, 20, out.data(), stream);
+    const std::vector<float> expected = matrix.values();
+    // Not rounded to f16: what differs is the order of two products.
+    expect_close(out.values(), std::span(expected).subspan(11 * 768, 20 * 768),
+                 [&](size_t i) { return 1e-6 * std::abs(static_cast<double>(expected[11 * 768 + i])) + 1e-6; });
+  }
+}
+
 TEST(DeviceWeights, QuantizesAsTheCpu) {
   POLYSPAN_NEEDS_GPU();
   const Stream stream;

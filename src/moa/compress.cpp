@@ -93,6 +93,8 @@ class Compressor {
                     {"seconds", OrderedJson::object()},
                     {"finished", false}};
     description_["options"]["kinds"] = samples_.kinds();
+    if (const std::string_view device = engine_.model().device(); device != "cpu")
+      description_["device"]["processor"] = device;
     if (!run_.has_run()) {
       run_.write_json("run.json", description_);
       run_.log("started");

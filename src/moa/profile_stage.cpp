@@ -83,8 +83,7 @@ SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanP
   if (profiler_ == nullptr) {
     profiler_ = engine_.model().make_span_profiler(no_progress());
     const int64_t longest = *std::max_element(options_.lengths.begin(), options_.lengths.end());
-    check_memory_available(profiler_->bytes_needed(longest),
-                           "profiling samples of " + std::to_string(longest) + " tokens");
+    profiler_->check_memory(longest);
   }
   SampleProfile result;
   result.id = sample.id, result.kind = sample.kind, result.length = sample.length;

@@ -49,7 +49,7 @@ struct TargetScore {
 // Of `target` among the logits [vocab_size] of its row.
 TargetScore score_target(const float* logits, int64_t vocab_size, int32_t target);
 
-// Not thread-safe. Memory: of profile(): see bytes_needed.
+// Not thread-safe. Memory: bytes_needed, kept from one sequence to the next of its length.
 class SpanProfiler {
  public:
   virtual ~SpanProfiler() = default;
@@ -59,7 +59,9 @@ class SpanProfiler {
   virtual SpanInfluence backward(const ProfileRequest& request) = 0;
   // d loss / d (input of layer 0) [n_tokens, d_model] of the last backward() whose request asked for it.
   virtual std::span<const float> input_gradient() const = 0;
-  virtual int64_t bytes_needed(int64_t n_tokens) const = 0;
+  virtual int64_t bytes_needed(int64_t n_tokens) const = 0;  // where the model is: host or GPU memory
+  // Throws Error (kOutOfMemory), naming the bytes needed and free, where a sequence of n_tokens would not fit.
+  virtual void check_memory(int64_t n_tokens) const = 0;
 };
 
 }  // namespace polyspan

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <string>
 
 #include "core/error.h"
 
@@ -41,12 +42,16 @@ int64_t TransformerProfiler::bytes_needed(int64_t n) const {
   return floats(n * (stored + one_layer)) + SpanGradient::bytes_needed(gradient_shape(n));
 }
 
+void TransformerProfiler::check_memory(int64_t n) const {
+  check_memory_available(bytes_needed(n), "profiling samples of " + std::to_string(n) + " tokens");
+}
+
 void TransformerProfiler::reserve(int64_t n) {
   if (n == n_tokens_) return;
   n_tokens_ = 0;
   attention_op_.reset();
   memory_ = HugeBuffer();
-  check_memory_available(bytes_needed(n), "the stored activations of a profile");
+  check_memory(n);
   const int64_t d = config_.d_model, n_layers = config_.n_layers;
   const int64_t sizes[] = {(n_layers + 1) * d,
                            n_layers * q_dim_,

@@ -24,6 +24,7 @@ class TransformerProfiler final : public SpanProfiler {
   SpanInfluence backward(const ProfileRequest& request) override;
   std::span<const float> input_gradient() const override { return gradient_; }
   int64_t bytes_needed(int64_t n_tokens) const override;
+  void check_memory(int64_t n_tokens) const override;
 
  private:
   // Rows of a sequence that are computed together: the products' inputs stay in the caches.
