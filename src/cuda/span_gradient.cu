@@ -197,7 +197,9 @@ int64_t effect_floats(const GradientShape& s, int64_t per_chunk) {
 }  // namespace
 
 int64_t CudaSpanGradient::queries_per_chunk(const GradientShape& s) {
-  constexpr int64_t kLeast = 16, kMost = 1024;  // more would mostly multiply keys that are not seen
+  constexpr int64_t
+      kLeast = 16,
+      kMost = 1024;  // 512 multiplies less that is not seen, and is 6% slower (H100, 9 heads of 64, 4,096 tokens)
   const int64_t fitting = kMostScoreBytes / (4 * s.n_heads * score_stride(s)) / kLeast * kLeast;
   return std::min(s.n_tokens, std::clamp(fitting, kLeast, kMost));
 }
