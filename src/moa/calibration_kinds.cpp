@@ -28,7 +28,7 @@ constexpr int64_t kQuoted = 10, kMostContinued = 48;                        // t
 // goes on as the question does, with its end.
 constexpr int64_t kGivenMore = 4;
 constexpr int64_t kWordTokens = 4;  // of a word, when words are cut apart
-constexpr int64_t kMostTextTargets = 256;
+constexpr int64_t kMostTextTargets = 2048;
 constexpr int64_t kTries = 16;  // for a passage whose beginning stands in the text once
 
 constexpr std::string_view kSpaces = " \t\r\n\f\v";

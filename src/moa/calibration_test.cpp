@@ -184,7 +184,7 @@ TEST_F(Calibration, TextIsRunningText) {
       SCOPED_TRACE(sample.id);
       EXPECT_EQ(std::ssize(sample.tokens), length);
       EXPECT_NE(all.find(text_of(*tiny_, sample)), all.npos);
-      EXPECT_EQ(std::ssize(sample.targets), std::min<int64_t>(256, length - length / 2));
+      EXPECT_EQ(std::ssize(sample.targets), std::min<int64_t>(2048, length - length / 2));
       EXPECT_EQ(sample.targets.front(), length / 2);
       std::set<int64_t> steps;
       for (size_t i = 1; i < sample.targets.size(); ++i) steps.insert(sample.targets[i] - sample.targets[i - 1]);

@@ -81,12 +81,16 @@ double inverse_or_zero(double scale) { return scale > 0 ? 1 / scale : 0; }
 
 }  // namespace
 
-double ProfileRound::least_margin() const {
-  double least = 1;
-  for (const SampleProfile& sample : samples)
-    if (sample.accepted && sample.kind != "text" && sample.dense_log_odds > 0)
-      least = std::min(least, sample.log_odds / sample.dense_log_odds);
-  return least;
+std::map<std::string, double> ProfileRound::kept_shares() const {
+  std::map<std::string, double> sums;
+  std::map<std::string, int64_t> counts;
+  for (const SampleProfile& sample : samples) {
+    if (!sample.accepted || sample.kind == "text" || sample.dense_log_odds <= 0) continue;
+    sums[sample.kind] += std::clamp(sample.log_odds / sample.dense_log_odds, -1.0, 1.0);
+    ++counts[sample.kind];
+  }
+  for (auto& [kind, sum] : sums) sum /= static_cast<double>(counts[kind]);
+  return sums;
 }
 
 KindScales kind_scales(const ProfileRound& dense, const CurveOptions& options) {

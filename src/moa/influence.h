@@ -38,8 +38,9 @@ struct ProfileRound {
   std::string name;  // "dense", "step-3"
   SpanPlan plan;     // that the samples ran under
   std::vector<SampleProfile> samples;
-  // The least share of the dense log-odds that a retrieval sample keeps under the plan; 1 without such samples.
-  double least_margin() const;
+  // The share of the dense log-odds that each kind of retrieval sample keeps under the plan, mean over its accepted samples,
+  // each within -1 and 1.
+  std::map<std::string, double> kept_shares() const;
 };
 
 struct CurveOptions {

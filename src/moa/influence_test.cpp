@@ -97,15 +97,16 @@ TEST(Influence, KindsAreNormalisedWeighedAndBlended) {
   EXPECT_NEAR(tables.at({256, "a"}).cost[0], 1.5 / 4, 1e-12);
 }
 
-TEST(Influence, MarginIsTheWorstRetrievalSample) {
-  ProfileRound round = dense_round();
-  round.samples[0].log_odds = 2, round.samples[0].dense_log_odds = 8;
-  round.samples[1].log_odds = 6, round.samples[1].dense_log_odds = 8;
-  EXPECT_DOUBLE_EQ(round.least_margin(), 0.25);
-  round.samples[0].kind = "text";
-  EXPECT_DOUBLE_EQ(round.least_margin(), 0.75);
-  round.samples.clear();
-  EXPECT_DOUBLE_EQ(round.least_margin(), 1);
+TEST(Influence, KeptSharesAreMeansOfRetrievalKinds) {
+  ProfileRound round;
+  const auto add = [&](std::string kind, double log_odds, bool accepted = true) {
+    SampleProfile& sample = round.samples.emplace_back();
+    sample.kind = std::move(kind), sample.accepted = accepted;
+    sample.log_odds = log_odds, sample.dense_log_odds = 8;
+  };
+  EXPECT_TRUE(round.kept_shares().empty());
+  add("a", 2), add("a", 6), add("a", 100, false), add("b", 12), add("c", -80), add("text", 1);
+  EXPECT_EQ(round.kept_shares(), (std::map<std::string, double>{{"a", 0.5}, {"b", 1}, {"c", -1}}));
 }
 
 TEST(Influence, CandidateSpansAscendToTheLength) {

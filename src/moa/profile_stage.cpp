@@ -92,8 +92,10 @@ SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanP
   const SpanPlan dense = SpanPlan::dense(plan.shape());
   const std::vector<AttentionSpan> spans = query_spans(plan, sample.length),
                                    dense_spans = query_spans(dense, sample.length);
+  // Running text is judged as perplexity judges it; log-odds would count most what the model is surest of.
+  const ProfileLoss loss = sample.retrieval ? options_.loss : ProfileLoss::kCrossEntropy;
   const auto forward = [&](const std::vector<AttentionSpan>& with, const std::vector<int64_t>& targets) {
-    return profiler_->forward({sample.tokens, targets, with, result.candidate_spans, options_.loss});
+    return profiler_->forward({sample.tokens, targets, with, result.candidate_spans, loss});
   };
   // Running text counts whatever dense makes of it: one forward pass is saved.
   result.targets = sample.targets;
@@ -122,7 +124,7 @@ SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanP
   }
   result.forward_s = seconds_since(start);
   if (!result.accepted) return result;
-  result.influence = profiler_->backward({sample.tokens, result.targets, spans, result.candidate_spans, options_.loss});
+  result.influence = profiler_->backward({sample.tokens, result.targets, spans, result.candidate_spans, loss});
   result.backward_s = seconds_since(start) - result.forward_s;
   return result;
 }

@@ -14,9 +14,10 @@ constexpr int64_t kFrontValidated = 1;  // plans of the front that are validated
 constexpr int64_t kWindow = 256;        // of the two-valued baseline
 // Measured with the prototype on SmolLM2-135M and Qwen2.5-Coder-0.5B: replacing the tables instead of blending costs text
 // (perplexity at 0.25 +9% / +17% at 4k / 8k against +4%), twice the steps with a share of 0.2 is no better than four.
-constexpr double kStepShare = 0.3;      // of a step's profile in the tables
-constexpr double kDenseEnough = 0.9;    // where the steps begin
-constexpr double kBrokenMargin = 0.15;  // of the dense log-odds: under a plan that keeps less, gradients say nothing
+constexpr double kStepShare = 0.3;     // of a step's profile in the tables
+constexpr double kDenseEnough = 0.9;   // where the steps begin
+constexpr double kBrokenShare = 0.15;  // of the dense log-odds: under a plan that keeps less, gradients say nothing
+constexpr int64_t kExtraSteps = 3;     // for each density: a step that broke retrieval is tried again
 
 bool same_rules(const SpanPlan& a, const SpanPlan& b) {
   for (int64_t layer = 0; layer < a.shape().n_layers; ++layer)
@@ -38,6 +39,22 @@ OrderedJson curves_json(const std::vector<LossCurve>& all) {
   return curves;
 }
 
+std::vector<int64_t> bounded_and_profiled(const SearchProblem& problem, const CompressOptions& options) {
+  std::vector<int64_t> lengths;
+  for (const int64_t length : problem.bounded_lengths)
+    if (std::find(options.lengths.begin(), options.lengths.end(), length) != options.lengths.end())
+      lengths.push_back(length);
+  if (lengths.empty()) lengths = {*std::max_element(options.lengths.begin(), options.lengths.end())};
+  std::sort(lengths.rbegin(), lengths.rend());  // the longest first
+  return lengths;
+}
+
+double mean_share(const std::map<std::string, double>& kept) {
+  double sum = 0;
+  for (const auto& [kind, share] : kept) sum += share / static_cast<double>(kept.size());
+  return sum;
+}
+
 SpanPlan least_sum(const SearchProblem& p) { return minimise(p, std::vector<double>(p.curves.size(), 1.0)).plan; }
 
 }  // namespace
@@ -47,6 +64,7 @@ SearchProblem search_problem(const CompressOptions& options, const HeadShape& sh
   SearchProblem p;
   p.shape = shape;
   p.per_query_head = options.per_query_head;
+  p.min_fill = 0;  // a plan may keep less than it may: see docs/compress.md, "What was tried"
   p.density = density;
   for (const int64_t length : options.extend) curves.push_back(extension_curve(curves, length));
   p.curves = std::move(curves);
@@ -79,8 +97,18 @@ SearchStage::SearchStage(const CompressOptions& options, const HeadShape& shape,
       dense_tables_(cost_tables(dense, scales_, curve_options_)),
       tables_(dense_tables_) {}
 
-std::vector<LossCurve> SearchStage::curves(const CostTables& tables) const {
-  return loss_curves(tables, [&](std::string_view kind) { return options_.weight(kind); });
+double RetrievalWeights::of(std::string_view kind) const {
+  const auto found = factors_.find(std::string(kind));
+  return found == factors_.end() ? 1 : found->second;
+}
+
+void RetrievalWeights::update(const std::string& kind, double kept_share) {
+  constexpr double kWantedShare = 0.9, kLeast = 1.0 / 3, kMost = 8;
+  factors_[kind] = std::clamp(of(kind) * std::exp(kWantedShare - kept_share), kLeast, kMost);
+}
+
+std::vector<LossCurve> SearchStage::curves(const CostTables& tables, const RetrievalWeights& weights) const {
+  return loss_curves(tables, [&](std::string_view kind) { return options_.weight(kind) * weights.of(kind); });
 }
 
 void SearchStage::save(double density, const NamedPlan& candidate, Estimator estimator) const {
@@ -100,32 +128,52 @@ void SearchStage::write_other_estimators(double density) const {
   for (const Estimator estimator : {Estimator::kSpan, Estimator::kSpanAbs, Estimator::kPairwise}) {
     const CurveOptions with{.estimator = estimator, .per_query_head = options_.per_query_head};
     const CostTables tables = cost_tables(dense_, kind_scales(dense_, with), with);
-    const SearchProblem p = search_problem(options_, shape_, curves(tables), density);
+    const SearchProblem p = search_problem(options_, shape_, curves(tables, {}), density);
     save(density, {"dense-" + std::string(estimator_name(estimator)), least_sum(p), false}, estimator);
   }
 }
 
 void SearchStage::anneal(double density, OrderedJson& rounds) {
-  std::vector<int64_t> lengths = options_.lengths;
-  std::sort(lengths.rbegin(), lengths.rend());  // the longest first
   const double from = reached_;
   const auto n_steps = std::max<int64_t>(options_.steps > 0 ? 1 : 0,
                                          std::llround(static_cast<double>(options_.steps) * std::log2(from / density)));
-  for (int64_t step = 1; step <= n_steps; ++step) {
+  best_step_.reset();
+  double best_share = -1;
+  int64_t extra = kExtraSteps;
+  for (int64_t step = 1; step <= n_steps;) {
     const double at = std::min(
         kDenseEnough, from * std::pow(density / from, static_cast<double>(step) / static_cast<double>(n_steps)));
-    const SpanPlan plan = least_sum(search_problem(options_, shape_, curves(tables_), at));
+    const SearchProblem problem = search_problem(options_, shape_, curves(tables_, weights_), at);
+    const SpanPlan plan = least_sum(problem);
+    // At shorter lengths the plan keeps more than the density: what it does there says little about it.
+    const std::vector<int64_t> lengths = bounded_and_profiled(problem, options_);
     const int64_t length = lengths[static_cast<size_t>(n_steps_++) % lengths.size()];
     const std::string name = "step-" + std::to_string(n_steps_);
     const ProfileRound round = profile_under_(plan, name, length);
-    const double margin = round.least_margin();
-    const bool sound = margin > kBrokenMargin;
-    if (sound) blend(tables_, cost_tables(round, scales_, curve_options_), kStepShare);
-    rounds.push_back({{"round", name}, {"density", at}, {"length", length}, {"margin", margin}, {"taken", sound}});
+
+    const std::map<std::string, double> kept = round.kept_shares();
+    CostTables update = cost_tables(round, scales_, curve_options_);
+    OrderedJson kept_json = OrderedJson::object();
     std::ostringstream line;
-    line << name << ": density " << at << ", " << length << " tokens, keeps " << margin << " of the dense log-odds"
-         << (sound ? "" : ": not taken");
-    run_.log(line.str());
+    line.precision(3);
+    line << name << ": density " << at << ", " << length << " tokens";
+    bool sound = true;
+    for (const auto& [kind, share] : kept) {
+      line << ", " << kind << " keeps " << share << " at weight x" << weights_.of(kind);
+      kept_json[kind] = {{"share", share}, {"weight", weights_.of(kind)}};
+      weights_.update(kind, share);
+      if (share > kBrokenShare) continue;
+      sound = false;
+      update.erase({length, kind});
+    }
+    blend(tables_, update, kStepShare);
+    run_.log(line.str() + (sound ? "" : ": broken"));
+    rounds.push_back({{"round", name}, {"density", at}, {"length", length}, {"kept", kept_json}, {"sound", sound}});
+    if (step == n_steps && (!best_step_ || mean_share(kept) > best_share)) {
+      best_share = mean_share(kept);
+      best_step_ = NamedPlan{name, plan, false};
+    }
+    if (sound || extra-- == 0) ++step;
   }
   reached_ = density;
 }
@@ -139,11 +187,11 @@ std::vector<NamedPlan> SearchStage::find(double density) {
     candidates.push_back({std::move(name), std::move(plan), baseline});
     save(density, candidates.back(), options_.influence);
   };
-  const SearchProblem one_shot = search_problem(options_, shape_, curves(dense_tables_), density);
+  const SearchProblem one_shot = search_problem(options_, shape_, curves(dense_tables_, {}), density);
   const SpanPlan dense_plan = least_sum(one_shot);  // also: whether the density can be reached, before the long work
   OrderedJson rounds = OrderedJson::array(), front_json = OrderedJson::array();
   anneal(density, rounds);
-  const SearchProblem p = search_problem(options_, shape_, curves(tables_), density);
+  const SearchProblem p = search_problem(options_, shape_, curves(tables_, weights_), density);
   const std::vector<Candidate> front = pareto_front(p, kFrontSteps, progress_);
   const auto front_name = [](size_t i) { return i == 0 ? "annealed" : "annealed-front" + std::to_string(i); };
   for (size_t i = 0; i < front.size(); ++i)
@@ -157,6 +205,7 @@ std::vector<NamedPlan> SearchStage::find(double density) {
     const size_t at = static_cast<size_t>(1 + (others - 1) * (2 * i + 1) / (2 * kFrontValidated));
     add(front_name(at), front[at].plan, false);
   }
+  if (best_step_) add(best_step_->name, best_step_->plan, false);
   add("one-shot", dense_plan, false);
   // The two-valued plan's window may be more than a short length's budget: it is bounded where it fits.
   SearchProblem two = one_shot;

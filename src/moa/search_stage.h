@@ -3,7 +3,10 @@
 #pragma once
 
 #include <functional>
+#include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/progress.h"
@@ -20,6 +23,18 @@ namespace polyspan {
 // would leave no choice there, and a poor one at the others.
 SearchProblem search_problem(const CompressOptions& options, const HeadShape& shape, std::vector<LossCurve> curves,
                              double density);
+
+// What the retrieval kinds weigh: more where the last step's plan kept less of the dense log-odds than is wanted, less
+// where it kept all (dual ascent on "nine tenths are kept"). Retrieval fails at once where too many heads are cut, which no
+// sum of first-order effects foresees; where nothing is lost, the weight is better spent on running text.
+class RetrievalWeights {
+ public:
+  double of(std::string_view kind) const;  // 1 before the first update
+  void update(const std::string& kind, double kept_share);
+
+ private:
+  std::map<std::string, double> factors_;
+};
 
 // Goes from dense to sparse in small steps (annealing): each solves for a density a little lower, profiles a few fresh
 // samples under that plan, and blends what they say into the cost tables. Cutting at once fails below a quarter: heads that
@@ -39,7 +54,7 @@ class SearchStage {
 
  private:
   void anneal(double density, OrderedJson& rounds);
-  std::vector<LossCurve> curves(const CostTables& tables) const;
+  std::vector<LossCurve> curves(const CostTables& tables, const RetrievalWeights& weights) const;
   void write_other_estimators(double density) const;
   void save(double density, const NamedPlan& candidate, Estimator estimator) const;
 
@@ -55,6 +70,8 @@ class SearchStage {
   CostTables dense_tables_, tables_;
   double reached_ = 1;  // the density of the last step
   int64_t n_steps_ = 0;
+  RetrievalWeights weights_;
+  std::optional<NamedPlan> best_step_;  // at the density asked for: the one that kept most
 };
 
 }  // namespace polyspan
