@@ -156,8 +156,7 @@ class Compressor {
     double dense_loss = 0;
     for (const ValidationSample& sample : samples)
       dense_loss += sample.dense_loss / static_cast<double>(samples.size());
-    // The plan that the search ends with wins unless another is better by more than what a few samples' noise makes.
-    constexpr double kTie = 0.02;
+    // The plan that the search ends with wins unless another is better by more than noise.
     const auto annealed = std::find_if(rows.begin(), rows.end(),
                                        [&](const ValidationRow& row) { return row.name == candidates[0].name; });
     const ValidationRow& winner =

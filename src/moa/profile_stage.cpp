@@ -169,14 +169,10 @@ ProfileRound ProfileStage::dense() {
 
 ProfileRound ProfileStage::under(const SpanPlan& plan, const std::string& name, int64_t length) {
   ProfileRound round{name, plan, {}};
-  const auto wanted = [&](const std::string& kind) {
-    return kind == "text" ? 2 * options_.step_samples : options_.step_samples;
-  };
-  int64_t total = 0;
   work_done_ = 0;
-  for (const std::string& kind : samples_.kinds()) total += wanted(kind) * work(length);
-  progress_.start("profile " + name + " under the plan so far", total);
-  for (const std::string& kind : samples_.kinds()) take(round, kind, length, wanted(kind));
+  progress_.start("profile " + name + " under the plan so far",
+                  std::ssize(samples_.kinds()) * options_.step_samples * work(length));
+  for (const std::string& kind : samples_.kinds()) take(round, kind, length, options_.step_samples);
   progress_.finish();
   return round;
 }

@@ -51,32 +51,42 @@ std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sa
 
 std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,
                                     std::span<const ValidationSample> samples, Progress& progress) {
-  POLYSPAN_CHECK(!samples.empty());
+  POLYSPAN_CHECK(!samples.empty() && !candidates.empty());
   std::vector<ValidationRow> rows;
   for (const NamedPlan& candidate : candidates) rows.push_back({candidate.name, 0, 0, "", 0, 0});
   std::vector<double> sums(candidates.size(), 0.0);
   progress.start("validation", std::ssize(samples) * std::ssize(candidates));
   int64_t done = 0;
-  for (const ValidationSample& sample : samples) {
-    for (size_t i = 0; i < candidates.size(); ++i) {
-      progress.update(++done);
-      if (!rows[i].stopped.empty()) continue;
-      const std::vector<TargetScore> scores = score_targets(engine, candidates[i].plan, *sample.sample, sample.targets);
-      sums[i] += mean_loss(scores) - sample.dense_loss;
-      if (sample.sample->retrieval) {
-        rows[i].n_targets += std::ssize(scores);
-        rows[i].n_right +=
-            std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
-      }
-      rows[i].loss = sums[i] / static_cast<double>(++rows[i].n_samples);
+  const auto see = [&](size_t i, const ValidationSample& sample) {
+    const std::vector<TargetScore> scores = score_targets(engine, candidates[i].plan, *sample.sample, sample.targets);
+    ValidationRow& row = rows[i];
+    sums[i] += mean_loss(scores) - sample.dense_loss;
+    if (sample.sample->retrieval) {
+      row.n_targets += std::ssize(scores);
+      row.n_right +=
+          std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
     }
-    double best = std::numeric_limits<double>::infinity();
+    row.loss = sums[i] / static_cast<double>(++row.n_samples);
+  };
+  for (const ValidationSample& sample : samples) {
+    see(0, sample);
+    progress.update(++done);
+  }
+  const bool nothing_to_win = rows[0].loss <= kTie;
+  for (const ValidationSample& sample : samples) {
+    const bool is_last = &sample == &samples.back();
+    for (size_t i = 1; i < candidates.size(); ++i) {
+      if (rows[i].stopped.empty()) see(i, sample);
+      progress.update(++done);
+    }
+    double best = rows[0].loss;
     for (const ValidationRow& row : rows)
       if (row.stopped.empty()) best = std::min(best, row.loss);
-    for (ValidationRow& row : rows)
-      if (row.stopped.empty() && row.loss > best + kClearlyWorse / static_cast<double>(row.n_samples) &&
-          &sample != &samples.back())
-        row.stopped = sample.sample->id;
+    for (size_t i = 1; i < candidates.size(); ++i) {
+      ValidationRow& row = rows[i];
+      const bool clearly_worse = row.loss > best + kClearlyWorse / static_cast<double>(row.n_samples);
+      if (row.stopped.empty() && !is_last && (nothing_to_win || clearly_worse)) row.stopped = sample.sample->id;
+    }
   }
   progress.finish();
   std::stable_sort(rows.begin(), rows.end(), [](const ValidationRow& a, const ValidationRow& b) {

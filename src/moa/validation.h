@@ -35,7 +35,7 @@ struct ValidationRow {
   std::string name;
   double loss = 0;  // mean over its samples of the loss above dense
   int64_t n_samples = 0;
-  std::string stopped;                 // the sample after which it was left as a clear loser; empty: it saw all
+  std::string stopped;                 // the sample after which it was left; empty: it saw all
   int64_t n_targets = 0, n_right = 0;  // of retrieval samples
 };
 
@@ -46,8 +46,11 @@ struct ValidationSample {
   double dense_loss = 0;
 };
 
-// Races the candidates over the samples in turn: one whose mean loss is more than kClearlyWorse / n above the best's after
-// n samples sees no more. Rows in the order best first, those that saw all before those that were left.
+// The first candidate sees all samples. Where it then stands no more than kTie above dense, the others see one sample, for
+// comparison: there is next to nothing to win. Else they race over the samples in turn: one whose mean loss is more than
+// kClearlyWorse / n above the best's after n samples sees no more. Rows in the order best first, those that saw all before
+// those that were left.
+inline constexpr double kTie = 0.02;  // a difference that the noise of a few samples makes
 inline constexpr double kClearlyWorse = 0.6;
 std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,
                                     std::span<const ValidationSample> samples, Progress& progress);
