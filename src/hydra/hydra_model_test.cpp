@@ -9,6 +9,7 @@
 #include "hydra/ssm.h"
 #include "hydra/transformer_model.h"
 #include "hydra/workspace.h"
+#include "model/hydra_state.h"
 
 namespace polyspan {
 namespace {
@@ -224,6 +225,7 @@ TEST(HydraModel, AccountAddsUp) {
   for (const torch::Tensor& tensor : model.parameters().tensors()) n += tensor.numel();
   EXPECT_EQ(account(c).parameters, n);
   EXPECT_LT(account(c).active_parameters, n);
+  EXPECT_EQ(account(c).state_bytes, HydraStateLayout(c).bytes());
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "model/hydra_state.h"
 
 namespace polyspan {
 namespace {
@@ -245,19 +246,15 @@ HydraAccount account(const HydraConfig& c) {
   if (c.has_ssm) {
     HydraAccount::Part& ssm = parts[HydraPart::kSsm];
     ssm.flops_per_token += n_layers * 5.0 * double(c.d_inner * c.d_state);  // decay, outer product, y = S C
-    ssm.state_bytes = c.n_layers * 4 * (c.d_inner * c.d_state + (c.d_conv - 1) * c.d_conv_channels());
   }
   HydraAccount::Part& attention = parts[HydraPart::kAttention];
   attention.flops_per_token += n_attention * 4.0 * double(c.n_heads * c.head_dim * (c.window + c.n_global));
-  attention.state_bytes = int64_t(n_attention) * 4 * (c.window + c.n_global) * (2 * c.n_kv_heads * c.head_dim + 1);
   if (c.n_slots > 0 && n_attention > 0) {
     HydraAccount::Part& workspace = parts[HydraPart::kWorkspace];
     workspace.flops_per_token +=
         n_attention * double(c.n_slots) * (4.0 * double(c.slot_rank) + 2.0 * double(c.slot_rank + c.d_slot));
-    workspace.state_bytes = int64_t(n_attention) * 4 * (c.n_slots * c.d_slot + c.chunk_len * (c.slot_rank + c.d_slot));
   }
-  parts[HydraPart::kController].state_bytes =
-      c.n_layers * 4 * 2 * c.d_model;  // the chunk's sum and the last one's mean
+  for (const auto& [part, bytes] : HydraStateLayout(c).part_bytes) parts[part].state_bytes = bytes;
   for (auto& [key, part] : parts) {
     part.name = part_name(key);
     if (part.parameters == 0) continue;

@@ -6,37 +6,39 @@
 namespace polyspan {
 
 HydraStateLayout::HydraStateLayout(const HydraConfig& c) {
-  const auto take = [&](int64_t n) {
-    const int64_t at = n_floats;
-    n_floats += (n + 15) / 16 * 16;  // every part starts on a cache line
+  const auto take = [&](HydraPart part, int64_t n) {
+    const int64_t at = n_floats, padded = (n + 15) / 16 * 16;  // everything starts on a cache line
+    n_floats += padded;
+    part_bytes[part] += 4 * padded;
     return at;
   };
+  using enum HydraPart;
   for (int64_t layer = 0; layer < c.n_layers; ++layer) {
     HydraBlockState& b = blocks.emplace_back();
-    b.chunk_sum = take(c.d_model);
-    b.last_mean = take(c.d_model);
-    b.decisions = take(3 + 2 * c.n_active_experts);
+    b.chunk_sum = take(kController, c.d_model);
+    b.last_mean = take(kController, c.d_model);
+    b.decisions = take(kController, 3 + 2 * c.n_active_experts);
     if (c.has_ssm) {
-      b.conv = take((c.d_conv - 1) * c.d_conv_channels());
-      b.scan = take(c.d_inner * c.d_state);
+      b.conv = take(kSsm, (c.d_conv - 1) * c.d_conv_channels());
+      b.scan = take(kSsm, c.d_inner * c.d_state);
     }
     if (c.has_attention(layer)) {
-      b.near_keys = take(c.n_kv_heads * c.window * c.head_dim);
-      b.near_values = take(c.n_kv_heads * c.window * c.head_dim);
+      b.near_keys = take(kAttention, c.n_kv_heads * c.window * c.head_dim);
+      b.near_values = take(kAttention, c.n_kv_heads * c.window * c.head_dim);
       if (c.n_global > 0) {
-        b.near_scores = take(c.window);
-        b.far_keys = take(c.n_kv_heads * c.n_global * c.head_dim);
-        b.far_values = take(c.n_kv_heads * c.n_global * c.head_dim);
-        b.far_scores = take(c.n_global);
-        b.far_positions = take(2 * c.n_global);
+        b.near_scores = take(kAttention, c.window);
+        b.far_keys = take(kAttention, c.n_kv_heads * c.n_global * c.head_dim);
+        b.far_values = take(kAttention, c.n_kv_heads * c.n_global * c.head_dim);
+        b.far_scores = take(kAttention, c.n_global);
+        b.far_positions = take(kAttention, 2 * c.n_global);
       }
     }
     if (c.has_workspace(layer)) {
-      b.slots = take(c.n_slots * c.d_slot);
-      b.slot_keys = take(c.n_slots * c.slot_rank);
-      b.slot_values = take(c.n_slots * c.slot_rank);
-      b.write_keys = take(c.chunk_len * c.slot_rank);
-      b.write_values = take(c.chunk_len * c.d_slot);
+      b.slots = take(kWorkspace, c.n_slots * c.d_slot);
+      b.slot_keys = take(kWorkspace, c.n_slots * c.slot_rank);
+      b.slot_values = take(kWorkspace, c.n_slots * c.slot_rank);
+      b.write_keys = take(kWorkspace, c.chunk_len * c.slot_rank);
+      b.write_values = take(kWorkspace, c.chunk_len * c.d_slot);
     }
   }
 }

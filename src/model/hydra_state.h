@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct HydraStateLayout {
   explicit HydraStateLayout(const HydraConfig& config);
   std::vector<HydraBlockState> blocks;
   int64_t n_floats = 0;
+  std::map<HydraPart, int64_t> part_bytes;  // of all blocks; their sum is bytes()
   int64_t bytes() const { return 4 * n_floats; }
 };
 
