@@ -156,7 +156,7 @@ class Errors(ReportTest):
     def test_wrong_files(self):
         nan = float("nan")
         for name, change, mentions in (
-            ("run.json", lambda d: d.update(format_version=2), ["version 2"]),
+            ("run.json", lambda d: d.update(format_version=1), ["version 1"]),
             ("run.json", lambda d: d["model"].update(n_layers="4"), ["model.n_layers", "4"]),
             ("run.json", lambda d: d.pop("options"), ["options"]),
             ("run.json", lambda d: d["options"].update(densities=[nan]), ["broken json"]),

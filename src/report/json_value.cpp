@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/mapped_file.h"
+#include "moa/run_directory.h"
 
 namespace polyspan::report {
 namespace {
@@ -165,9 +166,9 @@ JsonDocument read_json(const std::filesystem::path& file, std::string_view skipp
 JsonDocument read_versioned(const std::filesystem::path& file, std::string_view skipped) {
   JsonDocument document = read_json(file, skipped);
   const int64_t version = document.root().at("format_version").integer(1, INT64_MAX);
-  if (version != 1)
-    throw Error(ErrorKind::kUnsupported,
-                file.string() + ": found format version " + std::to_string(version) + ", wanted 1");
+  if (version != kRunFormatVersion)
+    throw Error(ErrorKind::kUnsupported, file.string() + ": found format version " + std::to_string(version) +
+                                             ", wanted " + std::to_string(kRunFormatVersion));
   return document;
 }
 

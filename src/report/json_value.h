@@ -54,7 +54,7 @@ struct JsonDocument {
 // of the key `skipped` are read and dropped (large tables that are not asked for).
 JsonDocument read_json(const std::filesystem::path& file, std::string_view skipped = "");
 JsonDocument parse_json(std::string_view text, const std::filesystem::path& name, std::string_view skipped = "");
-// read_json, and that `format_version` is 1.
+// read_json, and that `format_version` is kRunFormatVersion (moa/run_directory.h).
 JsonDocument read_versioned(const std::filesystem::path& file, std::string_view skipped = "");
 
 // The whole text of a file; throws Error where it cannot be read or is larger than 256 MiB.
