@@ -173,7 +173,10 @@ void SearchStage::anneal(double density, OrderedJson& rounds) {
       best_share = mean_share(kept);
       best_step_ = NamedPlan{name, plan, false};
     }
-    if (sound || extra-- == 0) ++step;
+    if (sound || extra == 0)
+      ++step;
+    else
+      --extra;
   }
   reached_ = density;
 }

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 namespace polyspan {
 namespace {
 
@@ -40,6 +42,44 @@ TEST(SearchProblem, BoundsTheLengthsThatLeaveAChoice) {
   EXPECT_EQ(bounded(0.5), (std::vector<int64_t>{1024, 2048, 4096, 8192}));
   EXPECT_EQ(bounded(0.125), (std::vector<int64_t>{2048, 4096, 8192}));
   EXPECT_EQ(bounded(0.001), (std::vector<int64_t>{8192}));
+}
+
+SampleProfile small_sample(double log_odds) {
+  SampleProfile s;
+  s.id = "1024/passkey-natural/0", s.kind = "passkey-natural", s.length = 1024, s.accepted = true;
+  s.log_odds = log_odds, s.dense_log_odds = 5;
+  s.candidate_spans = {64, 256, 512, 1024};
+  const std::vector<double> effects = {4, 3, 2, 0, 3, 2, 1, 0, 2, 1, 1, 0, 1, 0, 0, 0};
+  s.influence = {2, 2, 4, effects, effects, effects};
+  return s;
+}
+
+// Plans under which retrieval is always broken: each step is tried again while there are extra steps, then the way goes on.
+TEST(SearchStage, BrokenStepsEnd) {
+  const auto folder = std::filesystem::path(testing::TempDir()) / "polyspan_search_stage_test";
+  std::filesystem::remove_all(folder);
+  RunDirectory run(folder);
+  CompressOptions options;
+  options.lengths = {1024}, options.extend = {}, options.steps = 4;
+  const HeadShape shape{2, 2, 2};
+  const ProfileRound dense{"dense", SpanPlan::dense(shape), {small_sample(5)}};
+  for (const double log_odds : {4.0, -5.0}) {
+    int64_t n_profiles = 0;
+    std::vector<double> densities;
+    SearchStage stage(
+        options, shape, {}, dense,
+        [&](const SpanPlan& plan, const std::string& name, int64_t length) {
+          ++n_profiles;
+          densities.push_back(plan.density(length));
+          return ProfileRound{name, plan, {small_sample(log_odds)}};
+        },
+        run, no_progress());
+    const std::vector<NamedPlan> found = stage.find(0.5);
+    EXPECT_EQ(n_profiles, log_odds > 0 ? 4 : 4 + 3);
+    EXPECT_LE(densities.back(), 0.5);
+    EXPECT_EQ(found[0].name, "annealed");
+  }
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace
