@@ -73,9 +73,7 @@ void measure(Model& model, const std::vector<int64_t>& lengths, double density, 
       for (int64_t i = 0; i < 16; ++i) candidates.push_back(std::max<int64_t>(64, n * i / 16));
       candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
       candidates.push_back(n);
-      std::vector<AttentionSpan> spans;
-      for (const auto& layer : plan.spans(n).query_head_spans)
-        for (const int64_t span : layer) spans.push_back({span, plan.n_sink_tokens()});
+      const std::vector<AttentionSpan> spans = query_spans(plan, n);
       const ProfileRequest request{tokens, targets, spans, candidates};
       const auto before = std::chrono::steady_clock::now();
       profiler->forward(request);

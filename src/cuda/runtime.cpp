@@ -96,6 +96,13 @@ DeviceBuffer::~DeviceBuffer() {
   if (data_ != nullptr) cudaFree(data_);
 }
 
+void grow(DeviceBuffer& buffer, int64_t bytes, std::string_view what, const Stream& stream) {
+  if (buffer.size_bytes() >= bytes) return;
+  stream.synchronize();  // nothing queued may use what is freed
+  buffer = DeviceBuffer();
+  buffer = DeviceBuffer(bytes, what);
+}
+
 void copy_to_device(void* to, const void* from, int64_t bytes, const Stream& stream) {
   if (bytes > 0)
     check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream.get()),

@@ -74,6 +74,9 @@ class DeviceBuffer {
   int64_t bytes_ = 0;
 };
 
+// Makes the buffer at least `bytes` large, as the constructor does; what it held is lost where it grows.
+void grow(DeviceBuffer& buffer, int64_t bytes, std::string_view what, const Stream& stream);
+
 // All stream-ordered; copies from or to memory that is not pinned return when that memory may be used again.
 void copy_to_device(void* to, const void* from, int64_t bytes, const Stream& stream);
 void copy_to_host(void* to, const void* from, int64_t bytes, const Stream& stream);

@@ -189,6 +189,28 @@ __global__ void __launch_bounds__(kThreads)
   to[int64_t{head} * args.n_candidates + candidate] += total;
 }
 
+// Of the queries [first, first + n), as in forward: no gradients, no candidates.
+RowsArgs rows_args(const GradientShape& s, int64_t first, int64_t n, float* scores, int64_t stride,
+                   const HeadSpan* spans) {
+  const int64_t n_rep = s.n_heads / s.n_kv_heads;
+  return {.scores = scores,
+          .d_weights = nullptr,
+          .stride = stride,
+          .step = n * n_rep * stride,
+          .first_query = first,
+          .n_rows = static_cast<int>(n * n_rep),
+          .n_rep = static_cast<int>(n_rep),
+          .n_keys = static_cast<int>(first + n),
+          .spans = spans,
+          .candidates = nullptr,
+          .n_candidates = 0,
+          .effects = nullptr};
+}
+// One warp a row.
+dim3 rows_grid(const GradientShape& s, const RowsArgs& args) {
+  return dim3(static_cast<unsigned>((args.n_rows + kWarps - 1) / kWarps), static_cast<unsigned>(s.n_kv_heads));
+}
+
 int64_t score_stride(const GradientShape& s) { return round_up_to(s.n_tokens, kScoreAlignment); }
 int64_t effect_floats(const GradientShape& s, int64_t per_chunk) {
   return 2 * CudaSpanGradient::kMostCandidates * s.n_heads * per_chunk;
@@ -272,21 +294,8 @@ void CudaSpanGradient::forward(const SpanGradientInputs& in, float* out) const {
     const int64_t n = std::min(per_chunk_, shape_.n_tokens - first);
     const Chunk chunk{first, n, first + n};
     multiply_keys(chunk, in.q, in.k, scores_);
-    const RowsArgs args{.scores = scores_,
-                        .d_weights = nullptr,
-                        .stride = stride_,
-                        .step = n * n_rep_ * stride_,
-                        .first_query = first,
-                        .n_rows = static_cast<int>(n * n_rep_),
-                        .n_rep = static_cast<int>(n_rep_),
-                        .n_keys = static_cast<int>(chunk.n_keys),
-                        .spans = in.spans,
-                        .candidates = nullptr,
-                        .n_candidates = 0,
-                        .effects = nullptr};
-    const dim3 grid(static_cast<unsigned>((args.n_rows + kWarps - 1) / kWarps),
-                    static_cast<unsigned>(shape_.n_kv_heads));
-    softmax_rows_kernel<<<grid, kThreads, 0, stream_.get()>>>(args);
+    const RowsArgs args = rows_args(shape_, first, n, scores_, stride_, in.spans);
+    softmax_rows_kernel<<<rows_grid(shape_, args), kThreads, 0, stream_.get()>>>(args);
     check_launch("softmax_rows");
     combine(chunk, scores_, in.v, out);
   }
@@ -302,21 +311,12 @@ void CudaSpanGradient::backward(const SpanGradientInputs& in, const SpanGradient
     const Chunk chunk{first, n, first + n};
     multiply_keys(chunk, in.q, in.k, scores_);
     multiply_keys(chunk, out.d_out, in.v, d_weights_);
-    const RowsArgs args{.scores = scores_,
-                        .d_weights = d_weights_,
-                        .stride = stride_,
-                        .step = n * n_rep_ * stride_,
-                        .first_query = first,
-                        .n_rows = static_cast<int>(n * n_rep_),
-                        .n_rep = static_cast<int>(n_rep_),
-                        .n_keys = static_cast<int>(chunk.n_keys),
-                        .spans = in.spans,
-                        .candidates = out.candidates,
-                        .n_candidates = static_cast<int>(out.n_candidates),
-                        .effects = reinterpret_cast<float2*>(effects_)};
-    const dim3 grid(static_cast<unsigned>((args.n_rows + kWarps - 1) / kWarps),
-                    static_cast<unsigned>(shape_.n_kv_heads));
-    gradient_rows_kernel<<<grid, kThreads, 0, stream_.get()>>>(args);
+    RowsArgs args = rows_args(shape_, first, n, scores_, stride_, in.spans);
+    args.d_weights = d_weights_;
+    args.candidates = out.candidates;
+    args.n_candidates = static_cast<int>(out.n_candidates);
+    args.effects = reinterpret_cast<float2*>(effects_);
+    gradient_rows_kernel<<<rows_grid(shape_, args), kThreads, 0, stream_.get()>>>(args);
     check_launch("gradient_rows");
     if (out.n_candidates > 0) {
       sum_effects_kernel<<<dim3(static_cast<unsigned>(out.n_candidates), static_cast<unsigned>(shape_.n_heads)),

@@ -3,43 +3,13 @@
 
 #include <gtest/gtest.h>
 
-#include <sstream>
-
 #include "cuda/cuda_test_util.h"
 #include "cuda/gradient.h"
+#include "ops/span_gradient_test_util.h"
 
 namespace polyspan::cuda {
 namespace {
 using namespace testing_util;
-
-struct GradientCase {
-  GradientShape shape;
-  std::vector<AttentionSpan> spans;
-  std::vector<int64_t> candidates;
-  std::vector<float> q = {}, k = {}, v = {}, d_out = {};  // [n_tokens, n heads, head_dim]
-
-  GradientCase(const GradientShape& s, std::vector<AttentionSpan> given, std::vector<int64_t> asked, uint64_t seed)
-      : shape(s), spans(std::move(given)), candidates(std::move(asked)) {
-    Random random(seed);
-    q = random.vector(s.n_tokens * s.n_heads * s.head_dim, 4.0f / std::sqrt(static_cast<float>(s.head_dim)));
-    k = random.vector(s.n_tokens * s.n_kv_heads * s.head_dim);
-    v = random.vector(s.n_tokens * s.n_kv_heads * s.head_dim);
-    d_out = random.vector(s.n_tokens * s.n_heads * s.head_dim);
-    std::fill_n(d_out.begin(), static_cast<size_t>(s.n_tokens / 3 * s.n_heads * s.head_dim), 0.0f);
-  }
-  std::string describe() const {
-    std::ostringstream text;
-    text << shape.n_tokens << " tokens, " << shape.n_heads << "/" << shape.n_kv_heads << " heads of " << shape.head_dim
-         << ", spans";
-    for (const AttentionSpan& s : spans) text << " " << s.span << "+" << s.n_sink_tokens;
-    return text.str();
-  }
-};
-
-struct GradientResult {
-  std::vector<float> out, dq, dk, dv;  // [n_tokens, n heads, head_dim]
-  std::vector<double> span, span_abs, pairwise;
-};
 
 GradientResult run(const GradientCase& c, bool gradients = true) {
   const GradientShape& s = c.shape;
@@ -95,41 +65,7 @@ GradientResult run(const GradientCase& c, bool gradients = true) {
   return r;
 }
 
-void expect_near(std::span<const double> actual, std::span<const double> expected, double relative) {
-  ASSERT_EQ(actual.size(), expected.size());
-  double largest = 0;
-  for (const double value : expected) largest = std::max(largest, std::abs(value));
-  for (size_t i = 0; i < actual.size(); ++i)
-    ASSERT_NEAR(actual[i], expected[i], relative * largest + 1e-12) << "effect " << i;
-}
-
-void expect_reference(const GradientCase& c) {
-  SCOPED_TRACE(c.describe());
-  const GradientShape& s = c.shape;
-  const GradientResult actual = run(c);
-  std::vector<float> plain_q = c.q, out(c.q.size());
-  for (float& value : plain_q) value *= std::sqrt(static_cast<float>(s.head_dim));
-  span_attention_reference(
-      {s.n_heads, s.n_kv_heads, s.head_dim, s.n_tokens, 0, plain_q.data(), c.k.data(), c.v.data(), c.spans.data()},
-      out.data());
-  GradientResult expected;
-  expected.dq.resize(c.q.size()), expected.dk.resize(c.k.size()), expected.dv.resize(c.v.size());
-  expected.span.assign(actual.span.size(), 0.0), expected.span_abs = expected.pairwise = expected.span;
-  SpanGradientArgs args{.q = c.q.data(), .spans = c.spans.data(), .d_out = c.d_out.data()};
-  args.dq = expected.dq.data(), args.dk = expected.dk.data(), args.dv = expected.dv.data();
-  args.candidates = c.candidates;
-  args.span = expected.span.data(), args.span_abs = expected.span_abs.data(), args.pairwise = expected.pairwise.data();
-  span_gradient_reference(s, c.k.data(), c.v.data(), args);
-  // The bounds of the CPU's test (ops/span_gradient_test.cpp): f32 products and sums here as there.
-  expect_close(actual.out, out, [](size_t) { return 2e-5; });
-  expect_close(actual.dq, expected.dq, [](size_t) { return 1e-4; });
-  expect_close(actual.dk, expected.dk, [](size_t) { return 3e-4; });
-  expect_close(actual.dv, expected.dv, [](size_t) { return 3e-4; });
-  // Where little of a row is left, 1 - m in floats loses digits: 1e-7 of it over as little as kLeastKeptShare.
-  expect_near(actual.span, expected.span, 5e-4);
-  expect_near(actual.span_abs, expected.span_abs, 5e-4);
-  expect_near(actual.pairwise, expected.pairwise, 1e-4);
-}
+void expect_reference(const GradientCase& c) { expect_reference(c, run(c)); }
 
 TEST(CudaSpanGradient, IsTheReferenceForOneSpan) {
   POLYSPAN_NEEDS_GPU();

@@ -80,12 +80,8 @@ void CudaSpanProfiler::reserve(int64_t n) {
   n_tokens_ = 0;
   attention_op_.reset();
   const int64_t bytes = bytes_needed(n);
-  if (memory_.size_bytes() < bytes) {
-    stream_.synchronize();  // nothing queued may use what is freed
-    check_memory(n);
-    memory_ = DeviceBuffer();
-    memory_ = DeviceBuffer(bytes, "profiling samples of " + std::to_string(n) + " tokens");
-  }
+  if (memory_.size_bytes() < bytes) check_memory(n);
+  grow(memory_, bytes, "profiling samples of " + std::to_string(n) + " tokens", stream_);
   place(n, memory_.data(), b_);
   attention_op_.emplace(gradient_shape(n), b_.attention_op, blas_, stream_);
   rope_table(model_.frequencies, config_.rope.n_dims / 2, nullptr, 0, n, b_.rope, stream_);
@@ -113,46 +109,48 @@ void CudaSpanProfiler::upload(const ProfileRequest& request) {
   put(b_.target_ids, std::span<const int32_t>(ids));
 }
 
-void CudaSpanProfiler::multiply(std::span<const MatrixPart> parts, const float* x, int64_t n, float* out,
-                                int64_t out_stride, bool add) const {
+template <typename Body>
+void CudaSpanProfiler::for_each_decoded(std::span<const MatrixPart> parts, Body body) const {
   for (const MatrixPart& part : parts) {
     const int64_t at_once = std::max<int64_t>(1, decoded_floats_ / part.w.d_in);
     for (int64_t row = 0; row < part.w.d_out; row += at_once) {
       const int64_t n_rows = std::min(at_once, part.w.d_out - row);
       decode(part.w, row, n_rows, b_.decoded, stream_);
-      blas_.multiply({.n_rows = n,
-                      .n_columns = n_rows,
-                      .n_inner = part.w.d_in,
-                      .a = {x, part.w.d_in},
-                      .b = {b_.decoded, part.w.d_in, 0, /*transposed=*/true},
-                      .c = out + part.column + row,
-                      .c_stride = out_stride,
-                      .add = add},
-                     precision_);
+      body(part.column + row, n_rows, part.w.d_in);
     }
   }
+}
+
+void CudaSpanProfiler::multiply(std::span<const MatrixPart> parts, const float* x, int64_t n, float* out,
+                                int64_t out_stride, bool add) const {
+  for_each_decoded(parts, [&](int64_t column, int64_t n_rows, int64_t d_in) {
+    blas_.multiply({.n_rows = n,
+                    .n_columns = n_rows,
+                    .n_inner = d_in,
+                    .a = {x, d_in},
+                    .b = {b_.decoded, d_in, 0, /*transposed=*/true},
+                    .c = out + column,
+                    .c_stride = out_stride,
+                    .add = add},
+                   precision_);
+  });
 }
 
 void CudaSpanProfiler::multiply_back(std::span<const MatrixPart> parts, const float* d_y, int64_t n, int64_t d_y_stride,
                                      float* d_x) const {
   bool add = false;
-  for (const MatrixPart& part : parts) {
-    const int64_t at_once = std::max<int64_t>(1, decoded_floats_ / part.w.d_in);
-    for (int64_t row = 0; row < part.w.d_out; row += at_once) {
-      const int64_t n_rows = std::min(at_once, part.w.d_out - row);
-      decode(part.w, row, n_rows, b_.decoded, stream_);
-      blas_.multiply({.n_rows = n,
-                      .n_columns = part.w.d_in,
-                      .n_inner = n_rows,
-                      .a = {d_y + part.column + row, d_y_stride},
-                      .b = {b_.decoded, part.w.d_in},
-                      .c = d_x,
-                      .c_stride = part.w.d_in,
-                      .add = add},
-                     precision_);
-      add = true;
-    }
-  }
+  for_each_decoded(parts, [&](int64_t column, int64_t n_rows, int64_t d_in) {
+    blas_.multiply({.n_rows = n,
+                    .n_columns = d_in,
+                    .n_inner = n_rows,
+                    .a = {d_y + column, d_y_stride},
+                    .b = {b_.decoded, d_in},
+                    .c = d_x,
+                    .c_stride = d_in,
+                    .add = add},
+                   precision_);
+    add = true;
+  });
 }
 
 void CudaSpanProfiler::norm(const float* x, const int32_t* rows, const float* weight, int64_t n) const {

@@ -73,6 +73,9 @@ class CudaSpanProfiler final : public SpanProfiler {
   float* mid(int64_t layer) const { return b_.mids + layer * n_tokens_ * config_.d_model; }
   const DeviceLayer& weights(int64_t layer) const { return model_.layers[static_cast<size_t>(layer)]; }
 
+  // Rows of each part's matrix in b_.decoded, some at a time: body(column of the first row's output, n_rows, d_in).
+  template <typename Body>
+  void for_each_decoded(std::span<const MatrixPart> parts, Body body) const;
   // out [n, out_stride] = x W^T (+ out when `add`), x [n, d_in] of the parts.
   void multiply(std::span<const MatrixPart> parts, const float* x, int64_t n, float* out, int64_t out_stride,
                 bool add) const;

@@ -77,13 +77,6 @@ KvCache CudaTransformer::make_cache(KvLayout layout) const {
   return KvCache(std::move(layout), std::shared_ptr<std::byte>(std::move(buffer), data));
 }
 
-void CudaTransformer::grow(DeviceBuffer& buffer, int64_t bytes, std::string_view what) const {
-  if (buffer.size_bytes() >= bytes) return;
-  stream_.synchronize();  // nothing queued may use what is freed
-  buffer = DeviceBuffer();
-  buffer = DeviceBuffer(bytes, what);
-}
-
 void CudaTransformer::reserve(int64_t n_tokens) {
   if (n_tokens <= capacity_) return;
   stream_.synchronize();  // nothing queued may use what is freed
@@ -237,7 +230,7 @@ void CudaTransformer::prefill(const Batch& batch) {
   for (const BatchSequence& sequence : batch.sequences)
     chunk_bytes +=
         c.n_kv_heads * round_up_to(kv_storage_bytes(type, c.head_dim, round_up_to(sequence.n_rows, kTileSlots)), 256);
-  grow(chunk_, chunk_bytes, "the keys of a prefill chunk");
+  grow(chunk_, chunk_bytes, "the keys of a prefill chunk", stream_);
   int64_t offset = 0;
   for (const BatchSequence& sequence : batch.sequences)
     for (int64_t kv_head = 0; kv_head < c.n_kv_heads; ++kv_head) {
@@ -251,7 +244,7 @@ void CudaTransformer::prefill(const Batch& batch) {
     }
   const auto upload = [&](DeviceBuffer& buffer, const auto& values) {
     const int64_t bytes = static_cast<int64_t>(values.size() * sizeof(values[0]));
-    grow(buffer, bytes, "the tables of a batch");
+    grow(buffer, bytes, "the tables of a batch", stream_);
     copy_to_device(buffer.data(), values.data(), bytes, stream_);
   };
   upload(chunk_views_, chunk_views);

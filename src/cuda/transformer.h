@@ -62,7 +62,6 @@ class CudaTransformer final : public Model {
   void fill_weights(DType type, uint64_t seed);
   void start();
 
-  void grow(DeviceBuffer& buffer, int64_t bytes, std::string_view what) const;
   void reserve(int64_t n_tokens);
   void reserve_decode(int64_t n_sequences, KvType type);
   static Forms forms_of(std::span<const Part> parts, int64_t n_tokens);

@@ -159,8 +159,7 @@ class Compressor {
     // The plan that the search ends with wins unless another is better by more than noise.
     const auto annealed = std::find_if(rows.begin(), rows.end(),
                                        [&](const ValidationRow& row) { return row.name == candidates[0].name; });
-    const ValidationRow& winner =
-        annealed->stopped.empty() && annealed->loss <= rows[0].loss + kTie ? *annealed : rows[0];
+    const ValidationRow& winner = annealed->loss <= rows[0].loss + kTie ? *annealed : rows[0];
     std::ostringstream why;
     why.precision(3);
     why << (winner.name == rows[0].name ? "the least loss" : "close to the least loss") << " above dense on "

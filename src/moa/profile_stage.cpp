@@ -27,13 +27,6 @@ std::string whole_file(const std::string& path) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
-std::vector<AttentionSpan> query_spans(const SpanPlan& plan, int64_t length) {
-  std::vector<AttentionSpan> spans;
-  for (const auto& layer : plan.spans(length).query_head_spans)
-    for (const int64_t span : layer) spans.push_back({span, plan.n_sink_tokens()});
-  return spans;
-}
-
 }  // namespace
 
 SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOptions& options)

@@ -133,11 +133,11 @@ void SearchStage::write_other_estimators(double density) const {
   }
 }
 
-void SearchStage::anneal(double density, OrderedJson& rounds) {
+std::optional<NamedPlan> SearchStage::anneal(double density, OrderedJson& rounds) {
   const double from = reached_;
   const auto n_steps = std::max<int64_t>(options_.steps > 0 ? 1 : 0,
                                          std::llround(static_cast<double>(options_.steps) * std::log2(from / density)));
-  best_step_.reset();
+  std::optional<NamedPlan> best;
   double best_share = -1;
   int64_t extra = kExtraSteps;
   for (int64_t step = 1; step <= n_steps;) {
@@ -169,16 +169,15 @@ void SearchStage::anneal(double density, OrderedJson& rounds) {
     blend(tables_, update, kStepShare);
     run_.log(line.str() + (sound ? "" : ": broken"));
     rounds.push_back({{"round", name}, {"density", at}, {"length", length}, {"kept", kept_json}, {"sound", sound}});
-    if (step == n_steps && (!best_step_ || mean_share(kept) > best_share)) {
-      best_share = mean_share(kept);
-      best_step_ = NamedPlan{name, plan, false};
-    }
+    if (const double share = mean_share(kept); step == n_steps && (!best || share > best_share))
+      best = NamedPlan{name, plan, false}, best_share = share;
     if (sound || extra == 0)
       ++step;
     else
       --extra;
   }
   reached_ = density;
+  return best;
 }
 
 std::vector<NamedPlan> SearchStage::find(double density) {
@@ -193,7 +192,7 @@ std::vector<NamedPlan> SearchStage::find(double density) {
   const SearchProblem one_shot = search_problem(options_, shape_, curves(dense_tables_, {}), density);
   const SpanPlan dense_plan = least_sum(one_shot);  // also: whether the density can be reached, before the long work
   OrderedJson rounds = OrderedJson::array(), front_json = OrderedJson::array();
-  anneal(density, rounds);
+  const std::optional<NamedPlan> best_step = anneal(density, rounds);
   const SearchProblem p = search_problem(options_, shape_, curves(tables_, weights_), density);
   const std::vector<Candidate> front = pareto_front(p, kFrontSteps, progress_);
   const auto front_name = [](size_t i) { return i == 0 ? "annealed" : "annealed-front" + std::to_string(i); };
@@ -208,7 +207,7 @@ std::vector<NamedPlan> SearchStage::find(double density) {
     const size_t at = static_cast<size_t>(1 + (others - 1) * (2 * i + 1) / (2 * kFrontValidated));
     add(front_name(at), front[at].plan, false);
   }
-  if (best_step_) add(best_step_->name, best_step_->plan, false);
+  if (best_step) add(best_step->name, best_step->plan, false);
   add("one-shot", dense_plan, false);
   // The two-valued plan's window may be more than a short length's budget: it is bounded where it fits.
   SearchProblem two = one_shot;

@@ -53,7 +53,9 @@ class SearchStage {
   std::vector<NamedPlan> find(double density);
 
  private:
-  void anneal(double density, OrderedJson& rounds);
+  // Goes down to `density`. Of the plans that were profiled there the one that kept most of the dense log-odds; none without
+  // steps.
+  std::optional<NamedPlan> anneal(double density, OrderedJson& rounds);
   std::vector<LossCurve> curves(const CostTables& tables, const RetrievalWeights& weights) const;
   void write_other_estimators(double density) const;
   void save(double density, const NamedPlan& candidate, Estimator estimator) const;
@@ -71,7 +73,6 @@ class SearchStage {
   double reached_ = 1;  // the density of the last step
   int64_t n_steps_ = 0;
   RetrievalWeights weights_;
-  std::optional<NamedPlan> best_step_;  // at the density asked for: the one that kept most
 };
 
 }  // namespace polyspan

@@ -1,7 +1,6 @@
 #include "moa/validation.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "core/error.h"

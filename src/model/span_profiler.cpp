@@ -5,6 +5,13 @@
 
 namespace polyspan {
 
+std::vector<AttentionSpan> query_spans(const SpanPlan& plan, int64_t length) {
+  std::vector<AttentionSpan> spans;
+  for (const auto& layer : plan.spans(length).query_head_spans)
+    for (const int64_t span : layer) spans.push_back({span, plan.n_sink_tokens()});
+  return spans;
+}
+
 TargetScore score_target(const float* logits, int64_t vocab_size, int32_t target) {
   constexpr double kLeastShare = 2e-9;  // of the other tokens: e^-20, below the rounding of a sum of floats
   const float largest = kernels().max_value(logits, vocab_size);

@@ -11,6 +11,7 @@
 
 #include "core/progress.h"
 #include "ops/kernels.h"
+#include "plan/span_plan.h"
 
 namespace polyspan {
 
@@ -18,6 +19,9 @@ enum class ProfileLoss {
   kCrossEntropy,  // -log p(target), mean over the targets
   kLogOdds,       // -log(p / (1 - p)), mean over the targets: does not flatten where the model is sure
 };
+
+// What each query head sees of an input of `length` tokens under the plan, [n_layers * n_heads].
+std::vector<AttentionSpan> query_spans(const SpanPlan& plan, int64_t length);
 
 struct ProfileRequest {
   std::span<const int32_t> tokens;           // [n_tokens], ids within the vocabulary

@@ -4,60 +4,11 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
-
-#include "ops/span_attention.h"
-#include "ops/test_util.h"
+#include "ops/span_gradient_test_util.h"
 
 namespace polyspan {
 namespace {
 using namespace testing_util;
-
-struct GradientCase {
-  GradientShape shape;
-  std::vector<AttentionSpan> spans;
-  std::vector<int64_t> candidates;
-  std::vector<float> q, k, v, d_out;
-
-  GradientCase(const GradientShape& s, std::vector<AttentionSpan> given, std::vector<int64_t> asked, uint64_t seed)
-      : shape(s), spans(std::move(given)), candidates(std::move(asked)) {
-    Random random(seed);
-    q = random.vector(s.n_tokens * s.n_heads * s.head_dim, 4.0f / std::sqrt(static_cast<float>(s.head_dim)));
-    k = random.vector(s.n_tokens * s.n_kv_heads * s.head_dim);
-    v = random.vector(s.n_tokens * s.n_kv_heads * s.head_dim);
-    d_out = random.vector(s.n_tokens * s.n_heads * s.head_dim);
-    std::fill_n(d_out.begin(), static_cast<size_t>(s.n_tokens / 3 * s.n_heads * s.head_dim), 0.0f);
-  }
-};
-
-struct GradientResult {
-  std::vector<float> out, log_sum, dq, dk, dv;
-  std::vector<double> span, span_abs, pairwise;
-};
-
-GradientResult empty_result(const GradientCase& c) {
-  const auto n = [](int64_t a) { return static_cast<size_t>(a); };
-  const GradientShape& s = c.shape;
-  const size_t n_effects = n(s.n_heads * std::ssize(c.candidates));
-  GradientResult r;
-  r.out.assign(n(s.n_tokens * s.n_heads * s.head_dim), NAN), r.log_sum.assign(n(s.n_tokens * s.n_heads), NAN);
-  r.dq.assign(r.out.size(), NAN), r.dk.assign(n(s.n_tokens * s.n_kv_heads * s.head_dim), NAN),
-      r.dv.assign(r.dk.size(), NAN);
-  r.span.assign(n_effects, 0.0), r.span_abs = r.span, r.pairwise = r.span;
-  return r;
-}
-
-SpanGradientArgs arguments(const GradientCase& c, GradientResult& r, bool gradients) {
-  SpanGradientArgs args{.q = c.q.data(),
-                        .spans = c.spans.data(),
-                        .out = r.out.data(),
-                        .log_sum = r.log_sum.data(),
-                        .d_out = c.d_out.data()};
-  if (gradients) args.dq = r.dq.data(), args.dk = r.dk.data(), args.dv = r.dv.data();
-  args.candidates = c.candidates;
-  args.span = r.span.data(), args.span_abs = r.span_abs.data(), args.pairwise = r.pairwise.data();
-  return args;
-}
 
 GradientResult run(const GradientCase& c, int n_threads, bool gradients = true) {
   OpContext context(n_threads);
@@ -69,37 +20,7 @@ GradientResult run(const GradientCase& c, int n_threads, bool gradients = true) 
   return r;
 }
 
-double largest(std::span<const double> values) {
-  double most = 0;
-  for (const double value : values) most = std::max(most, std::abs(value));
-  return most;
-}
-
-void expect_near(std::span<const double> actual, std::span<const double> expected, double relative) {
-  ASSERT_EQ(actual.size(), expected.size());
-  const double tolerance = relative * largest(expected) + 1e-12;
-  for (size_t i = 0; i < actual.size(); ++i) ASSERT_NEAR(actual[i], expected[i], tolerance) << "effect " << i;
-}
-
-void expect_reference(const GradientCase& c) {
-  const GradientResult actual = run(c, 2);
-  std::vector<float> plain_q = c.q, out(c.q.size());
-  for (float& value : plain_q) value *= std::sqrt(static_cast<float>(c.shape.head_dim));
-  const auto& s = c.shape;
-  span_attention_reference(
-      {s.n_heads, s.n_kv_heads, s.head_dim, s.n_tokens, 0, plain_q.data(), c.k.data(), c.v.data(), c.spans.data()},
-      out.data());
-  expect_close(actual.out, out, [](size_t) { return 2e-5; });
-  GradientResult expected = empty_result(c);
-  span_gradient_reference(s, c.k.data(), c.v.data(), arguments(c, expected, true));
-  expect_close(actual.dq, expected.dq, [](size_t) { return 1e-4; });
-  expect_close(actual.dk, expected.dk, [](size_t) { return 3e-4; });
-  expect_close(actual.dv, expected.dv, [](size_t) { return 3e-4; });
-  // Where little of a row is left, 1 - m in floats loses digits: 1e-7 of it over as little as kLeastKeptShare.
-  expect_near(actual.span, expected.span, 5e-4);
-  expect_near(actual.span_abs, expected.span_abs, 5e-4);
-  expect_near(actual.pairwise, expected.pairwise, 1e-4);
-}
+void expect_reference(const GradientCase& c) { expect_reference(c, run(c, 2)); }
 
 TEST(SpanGradient, IsTheReferenceAroundTheTiles) {
   for_each_isa([] {
@@ -150,12 +71,7 @@ TEST(SpanGradient, ThreadsAndLeftOutGradientsChangeNoBit) {
 double linear_loss(const GradientCase& c, int64_t head, int64_t span) {
   std::vector<AttentionSpan> spans = c.spans;
   spans[static_cast<size_t>(head)].span = span;
-  std::vector<float> plain_q = c.q, out(c.q.size());
-  for (float& value : plain_q) value *= std::sqrt(static_cast<float>(c.shape.head_dim));
-  const auto& s = c.shape;
-  span_attention_reference(
-      {s.n_heads, s.n_kv_heads, s.head_dim, s.n_tokens, 0, plain_q.data(), c.k.data(), c.v.data(), spans.data()},
-      out.data());
+  const std::vector<float> out = reference_attention(c, spans);
   double loss = 0;
   for (size_t i = 0; i < out.size(); ++i) loss += static_cast<double>(out[i]) * static_cast<double>(c.d_out[i]);
   return loss;
