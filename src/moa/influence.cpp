@@ -106,14 +106,17 @@ KindScales kind_scales(const ProfileRound& dense, const CurveOptions& options) {
 }
 
 CostTables cost_tables(const ProfileRound& round, const KindScales& scales, const CurveOptions& options) {
-  const double abs_share = options.estimator == Estimator::kSpan ? options.abs_share : 0.0;
+  const auto abs_share = [&](const std::string& kind) {
+    if (options.estimator != Estimator::kSpan) return 0.0;
+    return kind == "text" ? options.text_abs_share : options.abs_share;
+  };
   CostTables tables;
   for (const auto& [key, mean] : kind_means(round, options)) {
     const auto scale = scales.find(key);
     if (scale == scales.end()) continue;  // a kind that the dense profile has no accepted sample of
     const HeadCurves& of_kind = mean.sum;
     const double main = inverse_or_zero(scale->second.main),
-                 absolute = abs_share * inverse_or_zero(scale->second.absolute);
+                 absolute = abs_share(key.second) * inverse_or_zero(scale->second.absolute);
     CostTable& table = tables[key];
     table.spans = mean.spans;
     for (size_t head = 0; head < of_kind.n_heads; ++head) {

@@ -47,6 +47,9 @@ struct CurveOptions {
   Estimator estimator = Estimator::kSpan;
   bool per_query_head = false;  // a curve for each query head; else for each KV head
   double abs_share = 0.1;       // of span-abs in the span estimator: it spends what is left well
+  // Of running text it is the larger part. A head's signed effects cancel over thousands of tokens, those of many heads
+  // cut at once do not: without it the last layers' heads lose all but their smallest window.
+  double text_abs_share = 3;
 };
 
 // What the spans of one length cost in samples of one kind: [heads][spans], in units of the dense profile's total at the

@@ -97,6 +97,28 @@ TEST(Influence, KindsAreNormalisedWeighedAndBlended) {
   EXPECT_NEAR(tables.at({256, "a"}).cost[0], 1.5 / 4, 1e-12);
 }
 
+TEST(Influence, AbsoluteEffectsCountMoreInText) {
+  const std::vector<double> span = {1, 0, 0, 0, 0, 0, /**/ 1, 0, 0, 0, 0, 0}, abs(12, 2.0);
+  const CurveOptions options{.abs_share = 0.5, .text_abs_share = 4};
+  for (const std::string kind : {"text", "a"}) {
+    ProfileRound round = dense_round();
+    round.samples = {sample(kind, span, abs)};
+    const KindScales scales = kind_scales(round, options);
+    const double all = scales.at({256, kind}).absolute;
+    const CostTables tables = cost_tables(round, scales, options);
+    const double of_span = 1.0 / scales.at({256, kind}).main, share = kind == "text" ? 4 : 0.5;
+    // The whole length costs 0, so what all spans have in common falls out: only the first row's own effect is left.
+    EXPECT_GT(all, 0);
+    EXPECT_NEAR(tables.at({256, kind}).cost[0] - tables.at({256, kind}).cost[1], of_span, 1e-12) << kind;
+    std::vector<double> rising = abs;
+    rising[0] += 1;
+    round.samples = {sample(kind, span, rising)};
+    EXPECT_NEAR(cost_tables(round, scales, options).at({256, kind}).cost[0] - tables.at({256, kind}).cost[0],
+                share / all, 1e-12)
+        << kind;
+  }
+}
+
 TEST(Influence, KeptSharesAreMeansOfRetrievalKinds) {
   ProfileRound round;
   const auto add = [&](std::string kind, double log_odds, bool accepted = true) {

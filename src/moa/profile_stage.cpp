@@ -6,7 +6,7 @@
 
 #include "core/error.h"
 #include "core/mapped_file.h"
-#include "eval/natural_text.h"
+#include "moa/calibration_text.h"
 #include "moa/validation.h"
 
 namespace polyspan {
@@ -22,6 +22,19 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 // About what a sample costs, in tokens: attention grows with the square.
 int64_t work(int64_t length) { return length + length * length / 4096; }
 
+int64_t n_right(const std::vector<TargetScore>& scores) {
+  return std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
+}
+
+// Of the targets `wanted` among `all` (both ascending), which have `scores`.
+std::vector<TargetScore> scores_of(const std::vector<int64_t>& wanted, const std::vector<int64_t>& all,
+                                   const std::vector<TargetScore>& scores) {
+  std::vector<TargetScore> result;
+  for (size_t i = 0; i < all.size(); ++i)
+    if (std::binary_search(wanted.begin(), wanted.end(), all[i])) result.push_back(scores[i]);
+  return result;
+}
+
 std::string whole_file(const std::string& path) {
   const MappedFile file(path);
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
@@ -35,7 +48,7 @@ SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOption
   if (!options.documents.empty()) calibration_.documents = read_documents(options.documents);
   if (!options.text.empty()) {
     calibration_.text = whole_file(options.text);
-  } else if (std::optional<std::string> text = default_natural_text()) {
+  } else if (std::optional<std::string> text = default_calibration_text()) {
     calibration_.text = std::move(*text);
   } else {
     throw Error::bad_input("no running text was found on this system: give one with --text FILE");
@@ -90,31 +103,25 @@ SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanP
   const auto forward = [&](const std::vector<AttentionSpan>& with, const std::vector<int64_t>& targets) {
     return profiler_->forward({sample.tokens, targets, with, result.candidate_spans, loss});
   };
-  // Running text counts whatever dense makes of it: one forward pass is saved.
-  result.targets = sample.targets;
-  if (sample.retrieval || plan.is_dense()) {
-    const std::vector<TargetScore> scores = forward(dense_spans, sample.targets);
-    const std::optional<std::vector<int64_t>> counted = accepted_targets(sample, scores);
-    result.accepted = counted.has_value();
-    result.loss = mean_loss(scores);
-    result.n_targets = std::ssize(scores);
-    result.n_right =
-        std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
-    result.targets = counted.value_or(std::vector<int64_t>());
-    std::vector<TargetScore> of_counted;
-    for (size_t i = 0; i < scores.size(); ++i)
-      if (std::binary_search(result.targets.begin(), result.targets.end(), sample.targets[i]))
-        of_counted.push_back(scores[i]);
-    result.log_odds = result.dense_log_odds = mean_log_odds(of_counted);
+  std::vector<TargetScore> scores = forward(spans, sample.targets);
+  result.accepted = true, result.targets = sample.targets;
+  if (sample.retrieval) {
+    // Only what dense answers rightly counts. What the plan answers rightly dense is taken to answer as well: its pass is
+    // spared, and its log-odds are those of the dense profile's samples.
+    const auto known = dense_log_odds_.find({sample.kind, sample.length});
+    if (!plan.is_dense() && known != dense_log_odds_.end() && n_right(scores) == std::ssize(scores)) {
+      result.dense_log_odds = known->second;
+    } else {
+      const std::vector<TargetScore> of_dense = plan.is_dense() ? scores : forward(dense_spans, sample.targets);
+      const std::optional<std::vector<int64_t>> counted = accepted_targets(sample, of_dense);
+      result.accepted = counted.has_value();
+      result.targets = counted.value_or(std::vector<int64_t>());
+      result.dense_log_odds = mean_log_odds(scores_of(result.targets, sample.targets, of_dense));
+      if (!plan.is_dense() && result.accepted) scores = forward(spans, result.targets);
+    }
   }
-  if (!plan.is_dense() && (result.accepted || !sample.retrieval)) {
-    const std::vector<TargetScore> scores = forward(spans, result.targets);
-    result.accepted = true;
-    result.loss = mean_loss(scores), result.log_odds = mean_log_odds(scores);
-    result.n_targets = std::ssize(scores);
-    result.n_right =
-        std::count_if(scores.begin(), scores.end(), [](const TargetScore& score) { return score.is_best; });
-  }
+  result.loss = mean_loss(scores), result.n_targets = std::ssize(scores), result.n_right = n_right(scores);
+  result.log_odds = plan.is_dense() && sample.retrieval ? result.dense_log_odds : mean_log_odds(scores);
   result.forward_s = seconds_since(start);
   if (!result.accepted) return result;
   result.influence = profiler_->backward({sample.tokens, result.targets, spans, result.candidate_spans, loss});
@@ -155,6 +162,12 @@ ProfileRound ProfileStage::dense() {
       throw Error::bad_input("no sample of ", length,
                              " tokens was accepted: the dense model answers none of them rightly; try shorter "
                              "--lengths, other --kinds or --documents, or a larger model");
+  }
+  std::map<KindAndLength, int64_t> counts;
+  for (const SampleProfile& sample : round.samples) {
+    if (!sample.accepted) continue;
+    double& mean = dense_log_odds_[{sample.kind, sample.length}];
+    mean += (sample.log_odds - mean) / static_cast<double>(++counts[{sample.kind, sample.length}]);
   }
   progress_.finish();
   return round;

@@ -59,7 +59,9 @@ class ProfileStage {
   const CompressOptions& options_;
   SampleStore& samples_;
   Progress& progress_;
-  std::map<std::pair<std::string, int64_t>, int64_t> next_index_;  // of a kind and length
+  using KindAndLength = std::pair<std::string, int64_t>;
+  std::map<KindAndLength, int64_t> next_index_;
+  std::map<KindAndLength, double> dense_log_odds_;  // mean over the accepted samples of the dense profile
   int64_t work_done_ = 0;
   std::unique_ptr<SpanProfiler> profiler_;  // made when it is first needed: a resumed run may not
 };

@@ -36,6 +36,11 @@ double mean_loss(std::span<const TargetScore> scores) {
   return loss;
 }
 
+double lost(const ValidationSample& sample, double loss) {
+  const double above_dense = loss - sample.dense_loss;
+  return sample.sample->retrieval ? std::max(0.0, above_dense) : kTextCounts * above_dense;
+}
+
 std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sample,
                                                      std::span<const TargetScore> dense) {
   constexpr size_t kShortAnswer = 16;
@@ -59,7 +64,7 @@ std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> c
   const auto see = [&](size_t i, const ValidationSample& sample) {
     const std::vector<TargetScore> scores = score_targets(engine, candidates[i].plan, *sample.sample, sample.targets);
     ValidationRow& row = rows[i];
-    sums[i] += mean_loss(scores) - sample.dense_loss;
+    sums[i] += lost(sample, mean_loss(scores));
     if (sample.sample->retrieval) {
       row.n_targets += std::ssize(scores);
       row.n_right +=
@@ -83,7 +88,8 @@ std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> c
       if (row.stopped.empty()) best = std::min(best, row.loss);
     for (size_t i = 1; i < candidates.size(); ++i) {
       ValidationRow& row = rows[i];
-      const bool clearly_worse = row.loss > best + kClearlyWorse / static_cast<double>(row.n_samples);
+      const double margin = candidates[i].baseline ? 0.0 : kClearlyWorse / static_cast<double>(row.n_samples);
+      const bool clearly_worse = row.loss > best + margin;
       if (row.stopped.empty() && !is_last && (nothing_to_win || clearly_worse)) row.stopped = sample.sample->id;
     }
   }

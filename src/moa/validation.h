@@ -33,7 +33,7 @@ struct NamedPlan {
 
 struct ValidationRow {
   std::string name;
-  double loss = 0;  // mean over its samples of the loss above dense
+  double loss = 0;  // mean over its samples of lost()
   int64_t n_samples = 0;
   std::string stopped;                 // the sample after which it was left; empty: it saw all
   int64_t n_targets = 0, n_right = 0;  // of retrieval samples
@@ -46,9 +46,14 @@ struct ValidationSample {
   double dense_loss = 0;
 };
 
+// What a plan with this cross-entropy loses on the sample: what lies above dense, of running text kTextCounts times, of
+// retrieval no less than 0: a plan that happens to answer better than dense at one place must not pay with it for text.
+inline constexpr double kTextCounts = 2;
+double lost(const ValidationSample& sample, double loss);
+
 // The first candidate sees all samples. Where it then stands no more than kTie above dense, the others see one sample, for
 // comparison: there is next to nothing to win. Else they race over the samples in turn: one whose mean loss is more than
-// kClearlyWorse / n above the best's after n samples sees no more. Rows in the order best first, those that saw all before
+// kClearlyWorse / n above the best's after n samples (a baseline: that is above it at all) sees no more. Rows in the order best first, those that saw all before
 // those that were left.
 inline constexpr double kTie = 0.02;  // a difference that the noise of a few samples makes
 inline constexpr double kClearlyWorse = 0.6;
