@@ -139,8 +139,9 @@ int64_t CompressOptions::validation_length() const {
 }
 
 double CompressOptions::weight(std::string_view kind) const {
+  constexpr double kRetrievalWeight = 2;
   const auto given = weights.find(std::string(kind));
-  return given != weights.end() ? given->second : 1.0;
+  return given != weights.end() ? given->second : kind == "text" ? 1.0 : kRetrievalWeight;
 }
 
 std::string_view profile_loss_name(ProfileLoss loss) {

@@ -24,7 +24,7 @@ struct CompressOptions {
   int64_t steps = 4;               // profiles under the plan found so far, for each halving of the density
   int64_t step_samples = 1;        // of each retrieval kind, at one length; twice as many of running text
   int64_t validation_samples = 3;
-  std::map<std::string, double> weights;  // of kinds; absent: 1
+  std::map<std::string, double> weights;  // of kinds; absent: 2 for retrieval, 1 for running text
   Estimator influence = Estimator::kSpan;
   ProfileLoss loss = ProfileLoss::kLogOdds;
   bool per_query_head = false;

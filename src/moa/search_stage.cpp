@@ -103,7 +103,7 @@ double RetrievalWeights::of(std::string_view kind) const {
 }
 
 void RetrievalWeights::update(const std::string& kind, double kept_share) {
-  constexpr double kWantedShare = 0.8, kLeast = 1.0 / 3, kMost = 8;
+  constexpr double kWantedShare = 0.8, kLeast = 1.0 / 3, kMost = 64;
   factors_[kind] = std::clamp(of(kind) * std::exp(kWantedShare - kept_share), kLeast, kMost);
 }
 
