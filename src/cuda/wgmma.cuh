@@ -1,5 +1,5 @@
-// cuda/wgmma.cuh: Hopper's matrix instructions on f16 and bf16 with sums in f32 (PTX ISA, wgmma.mma_async; sm_90a only),
-// their operands in shared memory, and the barriers that hand tiles from the warps that load to those that multiply.
+// cuda/wgmma.cuh: Hopper's matrix instructions on f16 and bf16 with sums in f32 (PTX ISA, wgmma.mma_async; sm_90a
+// only), their operands in shared memory, and the barriers that hand tiles from warps that load to warps that multiply.
 //
 // 128 threads multiply [64 x 16] by [16 x n]. With g = lane / 4 and c = lane % 4, a thread of warp w holds, of rows
 // 16w + g and 16w + g + 8, what mma.cuh says of a [16 x 16] operand A, and of the sums d[4j .. 4j + 3]: columns
@@ -30,7 +30,6 @@ __device__ inline uint64_t panel_operand(uint32_t address, int panel_bytes) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kRowGroup = uint64_t{1024 >> 4} << 32;
   return kSwizzle128 | kRowGroup | static_cast<uint64_t>(panel_bytes >> 4) << 16 | (address & 0x3ffff) >> 4;
 }
-
 // Before the first product and after registers of one were touched.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 __device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
