@@ -116,12 +116,14 @@ struct TestSequence {
 };
 
 // Writes positions [0, n) of a random sequence into storages [n_kv_heads], in order: later ones overwrite the ring.
+// Spans are 1 to `longest_span`, by default some longer than the `planned` positions.
 inline TestSequence random_sequence(KvType type, int64_t n_heads, int64_t n_kv_heads, int64_t d, int64_t n,
-                                    int64_t planned, int64_t n_sink, Random& random,
-                                    std::vector<HostStorage>& storages) {
+                                    int64_t planned, int64_t n_sink, Random& random, std::vector<HostStorage>& storages,
+                                    int64_t longest_span = 0) {
   TestSequence s{.n_positions = n};
   const int64_t n_rep = n_heads / n_kv_heads;
-  for (int64_t head = 0; head < n_heads; ++head) s.spans.push_back({1 + random.below(planned + planned / 4), n_sink});
+  if (longest_span == 0) longest_span = planned + planned / 4;
+  for (int64_t head = 0; head < n_heads; ++head) s.spans.push_back({1 + random.below(longest_span), n_sink});
   for (int64_t kv_head = 0; kv_head < n_kv_heads; ++kv_head) {
     int64_t longest = 0;
     for (int64_t r = 0; r < n_rep; ++r)

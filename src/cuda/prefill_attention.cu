@@ -4,8 +4,7 @@
 // a tile are swizzled in chunks of 16 bytes, so that ldmatrix meets no bank twice. Bound by the matrix instructions.
 #include "core/error.h"
 #include "cuda/mma.cuh"
-#include "cuda/number.cuh"
-#include "cuda/prefill_attention.h"
+#include "cuda/prefill_attention.cuh"
 
 namespace polyspan::cuda {
 namespace {
@@ -13,20 +12,6 @@ namespace {
 constexpr int kWarps = 4, kThreads = 32 * kWarps, kRowTiles = 2, kRows = 16 * kRowTiles * kWarps, kKeys = 64;
 
 constexpr int64_t shared_bytes(int dim) { return int64_t{2} * dim * (kRows + 4 * kKeys); }
-
-__device__ inline uint32_t shared_address(const void* at) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
-}
-
-// 16 bytes, or zeros where `valid` is false (nothing is read then).
-__device__ inline void copy_async(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(valid ? 16 : 0));
-}
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n"); }
-template <int kPending>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending));
-}
 
 __device__ inline void load_matrix(uint32_t (&r)[4], uint32_t at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
@@ -43,16 +28,6 @@ __device__ inline void load_matrix_transposed(uint32_t (&r)[4], uint32_t at) {
 template <int kDim>
 __device__ inline uint32_t swizzled(int row, int chunk) {
   return static_cast<uint32_t>(row * kDim * 2 + (chunk ^ (row & 7)) * 16);
-}
-
-__device__ inline void store_pair(ActivationType type, void* out, int64_t at, float low, float high) {
-  if (type == ActivationType::kF32) *reinterpret_cast<float2*>(static_cast<float*>(out) + at) = make_float2(low, high);
-  if (type == ActivationType::kF16) {
-    *reinterpret_cast<__half2*>(static_cast<__half*>(out) + at) =
-        __half2(from_float<__half>(low), from_float<__half>(high));
-  }
-  if (type == ActivationType::kBF16)
-    *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(out) + at) = __floats2bfloat162_rn(low, high);
 }
 
 template <KvType kType, int kDim>
@@ -315,12 +290,17 @@ void launch(const PrefillAttentionArgs& args, const Stream& stream) {
 
 }  // namespace
 
-void prefill_attention(const PrefillAttentionArgs& args, const Stream& stream) {
+void prefill_attention_mma(const PrefillAttentionArgs& args, const Stream& stream) {
   POLYSPAN_CHECK(args.n_tokens >= 1 && args.n_heads % args.n_kv_heads == 0);
   if (args.type == KvType::kF16) launch<KvType::kF16>(args, stream);
   if (args.type == KvType::kBF16) launch<KvType::kBF16>(args, stream);
   if (args.type == KvType::kQ8) launch<KvType::kQ8>(args, stream);
-  check_launch("prefill_attention");
+  check_launch("prefill_attention_mma");
+}
+
+void prefill_attention(const PrefillAttentionArgs& args, const Stream& stream) {
+  if (prefill_attention_wgmma_supports(args)) return prefill_attention_wgmma(args, stream);
+  prefill_attention_mma(args, stream);
 }
 
 }  // namespace polyspan::cuda

@@ -25,4 +25,9 @@ struct PrefillAttentionArgs {
 // Supports what decode_attention supports. Operands of the products are f16 (bf16 for a bf16 cache), sums f32.
 void prefill_attention(const PrefillAttentionArgs& args, const Stream& stream);
 
+// The two kernels that it chooses between: any GPU and cache; Hopper's instructions, f16 and bf16 caches.
+void prefill_attention_mma(const PrefillAttentionArgs& args, const Stream& stream);
+bool prefill_attention_wgmma_supports(const PrefillAttentionArgs& args);  // on the current GPU
+void prefill_attention_wgmma(const PrefillAttentionArgs& args, const Stream& stream);
+
 }  // namespace polyspan::cuda
