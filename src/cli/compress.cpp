@@ -139,7 +139,7 @@ void add_compress(CLI::App& app) {
   command->add_option("--loss", a->loss, "what is differentiated: log-odds or cross-entropy (default: log-odds)");
   command->add_option(
       "--steps", a->steps,
-      "profiles under the plan found so far, for each halving of the density; 0: one shot (default: 4)");
+      "profiles under the plan found so far, for each halving of the density; 0: one shot (default: 2)");
   command->add_option("--step-samples", a->step_samples,
                       "samples of each retrieval kind in such a profile (default: 1)");
   command->add_option("--weights", a->weights, "weights of kinds, KIND=NUMBER (default: 2 for retrieval, 1 for text)")->delimiter(',');

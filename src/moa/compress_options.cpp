@@ -45,7 +45,6 @@ CompressOptions CompressOptions::quick_preset() {
   o.quick = true;
   o.lengths = {1024, 2048};
   o.extend = {4096};
-  o.steps = 2;
   o.validation_samples = 2;
   return o;
 }
@@ -135,7 +134,7 @@ CompressOptions CompressOptions::from_json(const nlohmann::ordered_json& json, c
 
 int64_t CompressOptions::validation_length() const {
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-  return extend.empty() ? longest : (longest + *std::min_element(extend.begin(), extend.end())) / 2;
+  return extend.empty() ? longest : (3 * longest + *std::min_element(extend.begin(), extend.end())) / 4;
 }
 
 double CompressOptions::weight(std::string_view kind) const {

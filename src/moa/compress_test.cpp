@@ -194,7 +194,7 @@ TEST(CompressOptions, SurviveTheirFile) {
     changed[name] = nlohmann::ordered_json::array({nullptr});
     expect_error([&] { CompressOptions::from_json(changed, "run.json"); }, ErrorKind::kBadFile, {"run.json"});
   }
-  EXPECT_EQ(CompressOptions().validation_length(), 6144);
+  EXPECT_EQ(CompressOptions().validation_length(), 5120);
 }
 
 // A made-up dense result: which targets count.

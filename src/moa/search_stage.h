@@ -25,7 +25,7 @@ SearchProblem search_problem(const CompressOptions& options, const HeadShape& sh
                              double density);
 
 // What the retrieval kinds weigh: more where the last step's plan kept less of the dense log-odds than is wanted, less
-// where it kept all (dual ascent on "nine tenths are kept"). Retrieval fails at once where too many heads are cut, which no
+// where it kept all (dual ascent on "eight tenths are kept"). Retrieval fails at once where too many heads are cut, which no
 // sum of first-order effects foresees; where nothing is lost, the weight is better spent on running text.
 class RetrievalWeights {
  public:

@@ -80,7 +80,7 @@ std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> c
   for (const ValidationSample& sample : samples) {
     const bool is_last = &sample == &samples.back();
     for (size_t i = 1; i < candidates.size(); ++i) {
-      if (rows[i].stopped.empty()) see(i, sample);
+      if (rows[i].stopped.empty() && (!nothing_to_win || candidates[i].baseline)) see(i, sample);
       progress.update(++done);
     }
     double best = rows[0].loss;
@@ -94,6 +94,7 @@ std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> c
     }
   }
   progress.finish();
+  std::erase_if(rows, [](const ValidationRow& row) { return row.n_samples == 0; });
   std::stable_sort(rows.begin(), rows.end(), [](const ValidationRow& a, const ValidationRow& b) {
     return std::pair(!a.stopped.empty(), a.loss) < std::pair(!b.stopped.empty(), b.loss);
   });

@@ -51,10 +51,10 @@ struct ValidationSample {
 inline constexpr double kTextCounts = 2;
 double lost(const ValidationSample& sample, double loss);
 
-// The first candidate sees all samples. Where it then stands no more than kTie above dense, the others see one sample, for
-// comparison: there is next to nothing to win. Else they race over the samples in turn: one whose mean loss is more than
-// kClearlyWorse / n above the best's after n samples (a baseline: that is above it at all) sees no more. Rows in the order best first, those that saw all before
-// those that were left.
+// The first candidate sees all samples. Where it then stands no more than kTie above dense, there is next to nothing to
+// win: the baselines see one sample, for comparison, the others none. Else all race over the samples in turn: one whose
+// mean loss is more than kClearlyWorse / n above the best's after n samples (a baseline: that is above it at all) sees no
+// more. A row for each that saw a sample, best first, those that saw all before those that were left.
 inline constexpr double kTie = 0.02;  // a difference that the noise of a few samples makes
 inline constexpr double kClearlyWorse = 0.6;
 std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,

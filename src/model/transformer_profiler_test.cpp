@@ -155,9 +155,9 @@ TEST(TransformerProfiler, EightBitTransposeIsClose) {
   RandomModelConfig config = tiny("llama", DType::kQ8_0);
   TinyModel quantized(config, 1);
   const ModelConfig& m = quantized.model->config();
-  const std::vector<int32_t> tokens = random_tokens(quantized, 200, 5);
-  const std::vector<int64_t> targets = {120, 150, 199}, candidates = {8, 64};
-  const std::vector<AttentionSpan> spans(static_cast<size_t>(m.n_layers * m.n_heads), {200, 4});
+  const std::vector<int32_t> tokens = random_tokens(quantized, 90, 5);
+  const std::vector<int64_t> targets = {50, 70, 89}, candidates = {8, 64};
+  const std::vector<AttentionSpan> spans(static_cast<size_t>(m.n_layers * m.n_heads), {90, 4});
   const auto profiler = quantized.model->make_span_profiler(no_progress());
   const ProfileRequest request{tokens, targets, spans, candidates};
   profiler->forward(request);
