@@ -320,6 +320,20 @@ class TinyModel(CliTest):
                     self.assertLessEqual(result["generated_tokens"], 8)
                     self.assertGreaterEqual(result["prompt_tokens"], 300)
 
+    def test_run_tells_how_likely_its_tokens_were(self):
+        greedy = ["run", self.tiny, "-p", "the same", "-n", "6", "--temp", "0"]
+        plain, told = self.call_json(*greedy), self.call_json(*greedy, "--logprobs", "3")
+        self.assertNotIn("logprobs", plain)
+        self.assertEqual(plain["tokens"], told["tokens"])
+        self.assertEqual([entry["token"] for entry in told["logprobs"]], told["tokens"])
+        for entry in told["logprobs"]:
+            self.assertEqual(entry["top"][0]["token"], entry["token"])
+            logprobs = [likely["logprob"] for likely in entry["top"]]
+            self.assertEqual(logprobs, sorted(logprobs, reverse=True))
+            self.assertEqual(len(logprobs), 3)
+            self.assertLess(sum(math.exp(logprob) for logprob in logprobs), 1)
+        self.check_error("run", self.tiny, "-p", "x", "--logprobs", "3", status=2, mentions=["--json"])
+
     def test_run_of_one_token(self):
         self.check_run(self.call_json("run", self.tiny, "-p", "x", "-n", "1"))
 

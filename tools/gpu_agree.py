@@ -3,8 +3,9 @@
 
 usage: gpu_agree.py POLYSPAN MODEL TEXT [-o FILE.json]
 
-Reported: how many greedy answers are equal, and how many tokens come before the first difference of each. Whether a
-difference is a near-tie of the two most likely tokens is not looked at. Perplexity must agree within 0.5%.
+Reported: how many greedy answers are equal, how many tokens come before the first difference of each, and the gap there: by
+how much (natural logarithm) the CPU takes its own token for more likely than the GPU's, and the GPU its own than the CPU's. Small
+gaps are near-ties. Perplexity must agree within 0.5%.
 """
 
 import argparse
@@ -28,6 +29,12 @@ def polyspan(binary, *arguments):
     return json.loads(done.stdout)
 
 
+def gap(answer, at, other):
+    """How much more likely than the token `other` the answer's own token at `at` was to its device; None: not among the told."""
+    entry = answer["logprobs"][at]
+    return next((entry["logprob"] - likely["logprob"] for likely in entry["top"] if likely["token"] == other), None)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("polyspan")
@@ -42,18 +49,25 @@ def main():
         answers = {}
         for device in ("cpu", "cuda"):
             answers[device] = polyspan(args.polyspan, "run", args.model, "--chat", "-p", prompt, "-n", str(args.n), "--temp", "0",
-                                       "--repeat-penalty", "1", "--device", device)
+                                       "--repeat-penalty", "1", "--logprobs", "20", "--device", device)
         cpu, cuda = (answers[device]["tokens"] for device in ("cpu", "cuda"))
         same = next((i for i, (a, b) in enumerate(zip(cpu, cuda)) if a != b), min(len(cpu), len(cuda)))
         equal_answers += cpu == cuda
         equal_tokens += same
         tokens += max(len(cpu), len(cuda))
-        result["answers"].append({"prompt": prompt, "equal_tokens": same, "tokens": len(cpu), "cpu": answers["cpu"]["text"], "cuda": answers["cuda"]["text"]})
+        entry = {"prompt": prompt, "equal_tokens": same, "tokens": len(cpu), "cpu": answers["cpu"]["text"], "cuda": answers["cuda"]["text"]}
+        if same < min(len(cpu), len(cuda)):
+            entry["gaps"] = [gap(answers["cpu"], same, cuda[same]), gap(answers["cuda"], same, cpu[same])]
+        result["answers"].append(entry)
     for device in ("cpu", "cuda"):
         rows = polyspan(args.polyspan, "eval", args.model, "--task", "ppl", "--text", args.text, "--ctx", "2048", "--windows", "4", "--device", device)["rows"]
         result["perplexity"][device] = rows[0]["perplexity"]
     ratio = result["perplexity"]["cuda"] / result["perplexity"]["cpu"]
     print(f"greedy: {equal_answers} of {len(PROMPTS)} answers equal, {equal_tokens} of {tokens} tokens before the first difference")
+    pairs = [entry["gaps"] for entry in result["answers"] if "gaps" in entry]
+    gaps = sorted(max(pair) for pair in pairs if None not in pair)
+    print("gaps at the first differences (the larger of both devices'): " + ", ".join(f"{g:.3f}" for g in gaps)
+          + f"; {len(pairs) - len(gaps)} beyond the 20 most likely tokens")  # fmt: skip
     print(f"perplexity: cpu {result['perplexity']['cpu']:.4f}, cuda {result['perplexity']['cuda']:.4f}: {100 * (ratio - 1):+.3f}%")
     for plan in ("dense", "uniform:0.25"):
         rows = polyspan(args.polyspan, "bench", args.model, "--prompt", "512,7680", "--depth", "0,7680", "--plan", plan, "--device", "cuda")["rows"]

@@ -29,8 +29,24 @@ std::vector<TokenId> encode_prompt(const RunOptions& o, const Engine& engine, co
   return engine.chat_format().encode(messages, engine.tokenizer());
 }
 
+nlohmann::ordered_json logprobs_json(const std::vector<TokenChoice>& choices, const Tokenizer& tokenizer) {
+  const auto json = [&](const LikelyToken& likely) {
+    return nlohmann::ordered_json{
+        {"token", likely.token}, {"text", tokenizer.token_bytes(likely.token)}, {"logprob", likely.logprob}};
+  };
+  nlohmann::ordered_json all = nlohmann::ordered_json::array();
+  for (const TokenChoice& choice : choices) {
+    nlohmann::ordered_json entry = json(choice.chosen);
+    entry["top"] = nlohmann::ordered_json::array();
+    for (const LikelyToken& likely : choice.top) entry["top"].push_back(json(likely));
+    all.push_back(std::move(entry));
+  }
+  return all;
+}
+
 void run(RunOptions& o) {
   if (!o.prompt.empty() && !o.file.empty()) throw Error::usage("-p and -f exclude each other");
+  if (o.generate.n_logprobs && !o.common.json) throw Error::usage("--logprobs needs --json, where they are written");
   if (o.n < 1) throw Error::usage("-n is ", o.n, "; at least 1 token must be generated");
   std::string text = o.prompt;
   if (!o.file.empty()) text = read_text_file(o.file);
@@ -58,7 +74,7 @@ void run(RunOptions& o) {
       },
       *progress);
   if (o.common.json) {
-    const nlohmann::ordered_json document = {
+    nlohmann::ordered_json document = {
         {"text", result.text},
         {"prompt_tokens", result.n_prompt_tokens},
         {"generated_tokens", result.tokens.size()},
@@ -76,6 +92,7 @@ void run(RunOptions& o) {
         {"threads", engine->n_threads()},
         {"isa", isa_name(current_isa())},
         {"model", o.common.model}};
+    if (o.generate.n_logprobs) document["logprobs"] = logprobs_json(result.choices, engine->tokenizer());
     print(document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
     return;
   }
@@ -101,6 +118,10 @@ void add_run(CLI::App& app) {
   command->add_option("--ctx", o->context, "planned length in tokens: fixes spans and cache (default: prompt + n)")
       ->check(CLI::PositiveNumber);
   command->add_option("--stop", o->generate.stop, "text that ends the answer; may be given several times");
+  command
+      ->add_option("--logprobs", o->generate.n_logprobs,
+                   "with --json: of each generated token the logarithm of its probability, and the most likely others")
+      ->check(CLI::Range(0, 100));
   command->add_flag("--ignore-eos", o->ignore_end, "go on after the model ends its turn");
   add_sampling(*command, o->generate.sampling);
   command->footer(

@@ -58,6 +58,7 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
   StreamDecoder decoder(engine.tokenizer());
   StopMatcher matcher(options.stop);
   std::vector<float> logits(static_cast<size_t>(engine.config().vocab_size));
+  std::vector<float> said;
   bool go_on = true;
   const auto emit = [&](const std::string& text) {
     if (text.empty() || !go_on) return;  // whoever has said no is not asked again
@@ -67,7 +68,8 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
 
   const auto start = std::chrono::steady_clock::now();
   // Without a penalty the most likely token is all that greedy sampling needs: a GPU then keeps its logits.
-  const bool greedy = options.sampling.temperature == 0.0f && options.sampling.repetition_penalty == 1.0f;
+  const bool greedy =
+      options.sampling.temperature == 0.0f && options.sampling.repetition_penalty == 1.0f && !options.n_logprobs;
   TokenId likely = 0;
   const auto request = [&](std::span<const TokenId> tokens) {
     return StepRequest{&sequence, tokens, greedy ? nullptr : logits.data(), greedy ? &likely : nullptr};
@@ -80,7 +82,10 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
   std::vector<TokenId> history = sequence.tokens();
   const auto decode_start = std::chrono::steady_clock::now();
   for (;;) {
+    // Sampling may change the logits (penalty): what is told is what the model said.
+    if (options.n_logprobs) said = logits;
     const TokenId token = greedy ? likely : sampler.sample(logits, history);
+    if (options.n_logprobs) result.choices.push_back(token_choice(said, token, *options.n_logprobs));
     result.tokens.push_back(token);
     history.push_back(token);
     if (!options.ignore_end && engine.tokenizer().is_end_of_generation(token)) {

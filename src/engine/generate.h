@@ -2,27 +2,31 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "engine/engine.h"
 #include "engine/sampler.h"
+#include "engine/token_choice.h"
 
 namespace polyspan {
 
 struct GenerateOptions {
   int64_t max_tokens = 256;
   SamplingOptions sampling = {};
-  std::vector<std::string> stop = {};  // text that ends the answer; not part of it
-  bool ignore_end = false;             // go on past end-of-turn tokens (benchmarks)
+  std::vector<std::string> stop = {};      // text that ends the answer; not part of it
+  bool ignore_end = false;                 // go on past end-of-turn tokens (benchmarks)
+  std::optional<int64_t> n_logprobs = {};  // of the most likely tokens, to be told with each generated one
 };
 
 enum class FinishReason { kStop, kLength };  // an end token or a stop string; no room or max_tokens reached
 
 struct GenerateResult {
-  std::string text;             // valid UTF-8
-  std::vector<TokenId> tokens;  // generated, the ending token included
+  std::string text;                  // valid UTF-8
+  std::vector<TokenId> tokens;       // generated, the ending token included
+  std::vector<TokenChoice> choices;  // one each, where n_logprobs was given
   FinishReason finish_reason = FinishReason::kLength;
   bool ended_with_token = false;  // the last token is an end-of-turn token (it is not in the cache yet)
   int64_t n_prompt_tokens = 0;
