@@ -45,6 +45,7 @@ CompressOptions CompressOptions::quick_preset() {
   o.quick = true;
   o.lengths = {1024, 2048};
   o.extend = {4096};
+  o.steps = 2;
   o.validation_samples = 2;
   return o;
 }

@@ -43,7 +43,7 @@ class ProfileStage {
   // Under the dense plan: `samples` accepted ones of each kind and length, or as many as kTriesPerSample draws for each give.
   // Throws Error (kBadInput) where a length keeps none.
   ProfileRound dense();
-  // Under `plan`, at one length: `step_samples` of each kind (text below 4,096 tokens: twice as many), none of them seen
+  // Under `plan`, at one length: `step_samples` of each retrieval kind, twice as many of running text, none of them seen
   // before.
   ProfileRound under(const SpanPlan& plan, const std::string& name, int64_t length);
 

@@ -103,8 +103,8 @@ double RetrievalWeights::of(std::string_view kind) const {
 }
 
 void RetrievalWeights::update(const std::string& kind, double kept_share) {
-  constexpr double kWantedShare = 0.8, kGain = 2, kMostGrowth = 1.5, kLeast = 1.0 / 3, kMost = 64;
-  factors_[kind] = std::clamp(of(kind) * std::exp(std::min(kMostGrowth, kGain * (kWantedShare - kept_share))), kLeast, kMost);
+  constexpr double kWantedShare = 0.8, kLeast = 1.0 / 3, kMost = 64;
+  factors_[kind] = std::clamp(of(kind) * std::exp(kWantedShare - kept_share), kLeast, kMost);
 }
 
 std::vector<LossCurve> SearchStage::curves(const CostTables& tables, const RetrievalWeights& weights) const {
