@@ -24,15 +24,16 @@ uint64_t sample_seed(uint64_t seed, std::string_view kind, int64_t length, int64
   return static_cast<uint64_t>(random.below(kBit) + kBit);
 }
 
-// Every other pass key stands near the beginning (but not among the sink tokens), the rest spread evenly over the text.
-// With keys at random places none of a few falls into the first sixteenth: spans just short of the whole then look
-// free, and a plan loses early keys (retrieval at 4,096 tokens and half the cache: 0.85 of dense's against 1.0).
+// Every other pass key stands within the first sixteenth (but not among the sink tokens), which the longest span short of
+// the whole does not reach; the rest are spread evenly over the text. With keys at random places none of a few falls
+// there: spans just short of the whole then look free, and a plan loses early keys (retrieval at 4,096 tokens and half the
+// cache: 0.85 of dense's against 1.0).
 double needle_depth(int64_t length, int64_t index, uint64_t seed) {
-  constexpr double kGoldenRatio = 0.6180339887498949, kFirstPart = 0.06;
-  constexpr double kSinkTokens = 32;  // behind the instruction
+  constexpr double kGoldenRatio = 0.6180339887498949, kFirstPart = 0.03;  // of the filler, behind the instruction
+  constexpr double kSinkTokens = 32;                                      // likewise
   if (index % 2 == 0)
     return std::max(kSinkTokens / static_cast<double>(length), kFirstPart * RandomSource{seed, 1}.unit());
-  const double turns = static_cast<double>(index / 2) * kGoldenRatio;
+  const double turns = static_cast<double>(index / 2 + 1) * kGoldenRatio;
   return turns - std::floor(turns);
 }
 
