@@ -211,7 +211,8 @@ class Training(ReportTest):
             entry[f"multipliers.{layer}"] = [0.8 + layer * step / 1e5, 0.2, 0.5]
             if layer % 2 == 1:
                 entry[f"moe.use.{layer}"] = use
-        entry.update({"workspace.touched.2": 0.5, "workspace.touched.5": 0.75, "pkm.gate.4": 0.12, "pkm.values_read.4": 2048})
+        entry.update({"workspace.touched.2": 0.5, "workspace.touched.5": 0.75, "pkm.gate.4": 0.12,
+                      "pkm.values_read.4": 2048})
         return entry
 
     def make_training(self, name="training", last=800):
@@ -219,7 +220,8 @@ class Training(ReportTest):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         shutil.copy(ROOT / "bench" / "hydra" / "hydra-toy.toml", folder / "config.toml")
-        lines = [{"type": "run", "step": 0, "device": "cpu", "processor": "Example 9000", "threads": 2, "libtorch": "1.13.1"}]
+        lines = [{"type": "run", "step": 0, "device": "cpu", "processor": "Example 9000", "threads": 2,
+                  "libtorch": "1.13.1"}]
         for step in range(10, last + 1, 10):
             lines.append(self.entry(step))
             if step % 100 == 0:
@@ -235,7 +237,8 @@ class Training(ReportTest):
         self.assertNotIn("not finished", page.all)
 
     def test_unfinished_run(self):
-        self.assertIn("This run is not finished", self.report(self.make_training(last=300), sections=TRAINING_SECTIONS).all)
+        page = self.report(self.make_training(last=300), sections=TRAINING_SECTIONS)
+        self.assertIn("This run is not finished", page.all)
         folder = self.make_training(last=10)
         self.assertIn("There is no evaluation yet", self.report(folder, sections=TRAINING_SECTIONS).all)
 

@@ -5,6 +5,7 @@ usage: POLYSPAN_BIN=build/release/bin/polyspan python3 tests/train_test.py [CLAS
 """
 
 import json
+import math
 import os
 import pathlib
 import random
@@ -91,6 +92,8 @@ lr = {lr}
 ramp = ["pkm"]
 """
 STEPS = 60 + 120
+# Of the perplexity; with four seeds it was off by 0.0004 and 0.0034 at most.
+QUANTISED = (("q8_0", 0.002), ("q4_0", 0.02))
 
 
 def sentences(seed, n):
@@ -142,7 +145,8 @@ class TrainTest(cli_test.CliTest):
     def metrics(self, run, but=("tokens_per_s",)):
         """The lines of steps and evaluations, without what the clock decides."""
         lines = [json.loads(line) for line in (self.folder / run / "metrics.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if key not in but} for line in lines if line["type"] != "run"]
+        return [{key: value for key, value in line.items() if key not in but}
+                for line in lines if line["type"] != "run"]
 
 
 class Whole(TrainTest):
@@ -174,7 +178,7 @@ class Whole(TrainTest):
         self.assertEqual([line["step"] for line in lines if line["type"] == "eval"], [50, 60, 100, 150, STEPS])
         self.assertEqual((self.result["steps"], self.result["loss"]), (STEPS, steps[-1]["loss"]))
         self.assertGreater(steps[0]["loss"], 5)  # 260 tokens alike: 5.56
-        self.assertLess(self.result["eval_loss"], 2.5)
+        self.assertLess(self.result["eval_loss"], 0.5)  # 0.21 where the next word is all that is uncertain
 
     def test_killed_and_resumed_is_the_same_to_the_bit(self):
         config, metrics = self.config(), self.folder / "killed" / "metrics.jsonl"
@@ -208,7 +212,8 @@ class Whole(TrainTest):
         self.assertEqual(model["parameters"], config["parameters"])
         done = self.call_json("run", path, "-p", "anna ", "-n", "24", "--temp", "0")
         self.assertEqual((done["prompt_tokens"], done["generated_tokens"]), (5, 24))
-        self.assertEqual(done["text"], self.call_json("run", path, "-p", "anna ", "-n", "24", "--temp", "0", "-t", "1")["text"])
+        alone = self.call_json("run", path, "-p", "anna ", "-n", "24", "--temp", "0", "-t", "1")
+        self.assertEqual(done["text"], alone["text"])
         # Words of the text it learned: most of what it writes.
         known = set(sentences(1, 4000).replace(".", "").split())
         written = done["text"].replace(".", "").split()[:-1]  # the last may be cut
@@ -218,7 +223,7 @@ class Whole(TrainTest):
         exact = self.export("f32.gguf")
         whole, size = self.perplexity(exact), exact.stat().st_size
         # The engine's perplexity is of the same text as the trainer's held-out loss, cut otherwise.
-        self.assertLess(abs(whole / 2.718281828 ** self.result["eval_loss"] - 1), 0.25)
+        self.assertLess(abs(whole / math.exp(self.result["eval_loss"]) - 1), 0.05)
         for kind, bound in QUANTISED:
             with self.subTest(kind):
                 path = self.export(f"{kind}.gguf", "--type", kind)
@@ -226,7 +231,7 @@ class Whole(TrainTest):
                 self.assertLess(path.stat().st_size, size)
                 ratio = self.perplexity(path) / whole
                 self.assertNotEqual(ratio, 1)  # it is quantised
-                self.assertLess(abs(ratio - 1), bound, f"perplexity {whole} exported as it is, {ratio * whole} as {kind}")
+                self.assertLess(abs(ratio - 1), bound, f"perplexity {whole} as it is, {ratio * whole} as {kind}")
 
     def test_report_of_the_run(self):
         out = self.folder / "page.html"
@@ -267,17 +272,14 @@ class Whole(TrainTest):
 
     def test_export_refuses(self):
         out = self.folder / "none.gguf"
-        self.check_error("export", self.run_folder, "-o", out, "--tokenizer", self.tiny, mentions=["tokens of bytes", "tiny.gguf"])
+        self.check_error("export", self.run_folder, "-o", out, "--tokenizer", self.tiny,
+                         mentions=["tokens of bytes", "tiny.gguf"])
         self.check_error("export", self.run_folder, "-o", out, "--type", "q5_9", status=2, mentions=["q5_9", "Q8_0"])
         self.check_error("export", self.run_folder, "-o", out, "--type", "q4_k", status=2, mentions=["Q4_K", "Q8_0"])
         self.check_error("export", self.folder / "missing", "-o", out, mentions=["missing"])
         self.check_error("export", self.run_folder, "-o", self.folder / "no" / "x.gguf", mentions=["x.gguf"])
         self.check_error("export", self.run_folder, status=2, mentions=["output"])
         self.assertFalse(out.exists())
-
-
-# Measured: docs/results/hydra.md has no such figure, as the model is a toy; the bounds are twice what was seen.
-QUANTISED = (("q8_0", 0.01), ("q4_0", 0.2))
 
 
 class Refused(TrainTest):
@@ -289,7 +291,7 @@ class Refused(TrainTest):
     def test_wrong_configurations(self):
         text = CONFIG.format(steps=1, lr=0.01)
         for key, wrong, nearest in (("d_model", "d_modle", "d_model"), ("window", "windows", "window"),
-                                    ("[ssm]", "[smm]", "ssm"), ("checkpoint_every", "checkpoint_evry", "checkpoint_every")):
+                                    ("[ssm]", "[smm]", "ssm"), ("log_every", "log_evry", "log_every")):
             path = self.write("wrong.toml", text.replace(key, wrong, 1))
             line = text[:text.index(key)].count("\n") + 1
             self.check_config(path, [f"wrong.toml:{line}", wrong.strip("[]"), f"did you mean {nearest}?"])
@@ -318,14 +320,15 @@ class Refused(TrainTest):
         self.check_config(self.config("corpus.toml", train='"train.txt"'), ["train.txt", "polyspan prepare"])
         text = self.write("short.txt", "too short")
         self.assertEqual(self.call("prepare", text, "-o", self.folder / "short.tokens").returncode, 0)
-        self.check_config(self.config("corpus.toml", train='"short.tokens"'), ["short.tokens", "too short", "10 tokens", "65"])
+        self.check_config(self.config("corpus.toml", train='"short.tokens"'),
+                          ["short.tokens", "too short", "10 tokens", "65"])
         self.check_config(self.config("corpus.toml", valid='"short.tokens"'), ["short.tokens", "too short"])
         whole = (self.folder / "train.tokens").read_bytes()
         for length in (0, 20, len(whole) - 1):
             self.write("cut.tokens", whole[:length])
             self.check_config(self.config("corpus.toml", train='"cut.tokens"'), ["cut.tokens"])
-        done = self.call("prepare", "--task", "recall", "--pairs", "2", "--gap", "4", "--length", "32", "--examples", "9",
-                         "-o", self.folder / "recall.tokens")
+        done = self.call("prepare", "--task", "recall", "--pairs", "2", "--gap", "4", "--length", "32", "--examples",
+                         "9", "-o", self.folder / "recall.tokens")
         self.assertEqual(done.returncode, 0, done.err)
         self.check_config(self.config("corpus.toml", train='"recall.tokens"'), ["examples of 32", "asks for 64"])
 
@@ -335,7 +338,8 @@ class Refused(TrainTest):
         checkpoint = (run / "checkpoint.safetensors").read_bytes()
         done = self.call("export", run, "-o", self.folder / "bad.gguf")
         self.assertEqual(done.returncode, 0, done.err)
-        self.assertEqual(self.call_json("run", self.folder / "bad.gguf", "-p", "a", "-n", "4", "--ignore-eos")["generated_tokens"], 4)
+        answer = self.call_json("run", self.folder / "bad.gguf", "-p", "a", "-n", "4", "--ignore-eos")
+        self.assertEqual(answer["generated_tokens"], 4)
         # The same happens again, and the checkpoint is still there.
         self.check_refused("train", config, "-o", run, "--resume", mentions=["training stopped at step"])
         self.assertEqual((run / "checkpoint.safetensors").read_bytes(), checkpoint)
@@ -344,7 +348,8 @@ class Refused(TrainTest):
         config = self.config("narrow.toml", steps=1, d_model=48)
         self.train(config, "narrow", "--stop-after", "1")
         out = self.folder / "narrow.gguf"
-        self.check_error("export", self.folder / "narrow", "-o", out, "--type", "q8_0", mentions=["rows of 48", "32", "Q8_0"])
+        self.check_error("export", self.folder / "narrow", "-o", out, "--type", "q8_0",
+                         mentions=["rows of 48", "32", "Q8_0"])
         self.assertFalse(out.exists())
 
 
@@ -356,13 +361,15 @@ class Prepare(TrainTest):
         done = self.call_json("prepare", text, "--tokenizer", self.tiny, "-o", self.folder / "a.tokens")
         self.assertEqual(done["vocab_size"], len(tiny_model.TOKENS))
         self.assertTrue(done["tokenizer"].startswith("gpt2-"), done)
-        first = self.call_json("prepare", "--task", "chain", "--hops", "2", "--pairs", "2", "--length", "40", "--examples",
-                               "5", "--seed", "7", "-o", self.folder / "b.tokens")
-        self.assertEqual((first["example_length"], first["tokens"]), (41, 5 * 41))
-        bytes_of_seed_7 = (self.folder / "b.tokens").read_bytes()
-        self.call("prepare", "--task", "chain", "--hops", "2", "--pairs", "2", "--length", "40", "--examples", "5", "--seed",
-                  "8", "-o", self.folder / "b.tokens")
-        self.assertNotEqual((self.folder / "b.tokens").read_bytes(), bytes_of_seed_7)
+        made = {}
+        for name, seed in (("b", 7), ("c", 7), ("d", 8)):
+            path = self.folder / f"{name}.tokens"
+            done = self.call_json("prepare", "--task", "chain", "--hops", "2", "--pairs", "2", "--length", "40",
+                                  "--examples", "5", "--seed", seed, "-o", path)
+            self.assertEqual((done["example_length"], done["tokens"]), (41, 5 * 41))
+            made[name] = path.read_bytes()
+        self.assertEqual(made["b"], made["c"])
+        self.assertNotEqual(made["b"], made["d"])
 
     def test_refused(self):
         out = self.folder / "none.tokens"
@@ -390,8 +397,8 @@ class Prepare(TrainTest):
             self.assertEqual(done.returncode, 0, done.err)
         config = self.config("tiny.toml", steps=1, vocab_size=len(tiny_model.TOKENS), train='"train-tiny.tokens"',
                              valid='"valid-tiny.tokens"')
-        self.check_refused("train", self.config("mixed.toml", vocab_size=len(tiny_model.TOKENS), train='"train-tiny.tokens"'),
-                           "-o", self.folder / "mixed", mentions=["valid.tokens", "another tokenizer"])
+        mixed = self.config("mixed.toml", vocab_size=len(tiny_model.TOKENS), train='"train-tiny.tokens"')
+        self.check_refused("train", mixed, "-o", self.folder / "mixed", mentions=["valid.tokens", "another tokenizer"])
         self.train(config, "tiny-run", "--stop-after", "2")
         run, out = self.folder / "tiny-run", self.folder / "out.gguf"
         self.check_error("export", run, "-o", out, status=2, mentions=["gpt2-", "--tokenizer"])
@@ -399,7 +406,8 @@ class Prepare(TrainTest):
         vocabulary = {"tokenizer__ggml__tokens": [*tiny_model.TOKENS[:-1], "anna"],
                       "tokenizer__ggml__merges": tiny_model.MERGES[:-1]}
         other = self.write("other.gguf", tiny_model.model_bytes(**vocabulary)[0])
-        self.check_error("export", run, "-o", out, "--tokenizer", other, mentions=["other.gguf", "trained on tokens of gpt2-"])
+        self.check_error("export", run, "-o", out, "--tokenizer", other,
+                         mentions=["other.gguf", "trained on tokens of gpt2-"])
         self.assertFalse(out.exists())
         done = self.call("export", run, "-o", out, "--tokenizer", self.tiny)
         self.assertEqual(done.returncode, 0, done.err)

@@ -4,8 +4,8 @@ about its parameters: same data, steps, batch and rate; the same seeds for each.
 
     python3 bench/hydra/recall.py -o runs/recall
 
-Two trainings run at a time, with one thread each. What a folder holds is not trained again, and what was begun goes on from
-its checkpoint: the script can be stopped and started.
+Two trainings run at a time, with one thread each. What a folder holds is not trained again, and what was begun goes on
+from its checkpoint: the script can be stopped and started.
 """
 
 import argparse
