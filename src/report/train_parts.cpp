@@ -93,29 +93,42 @@ std::string layers_figure(const TrainRun& run, const std::string& title, const s
 
 const EvalRow* last_eval(const TrainRun& run) { return run.evals.empty() ? nullptr : &run.evals.back(); }
 
+std::string part_list(const std::vector<std::string>& names) {
+  std::string out;
+  for (const std::string& name : names) out += (out.empty() ? "" : ", ") + escape_markup(name);
+  return out;
+}
+
 std::string stages_table(const TrainRun& run) {
   HtmlTable table;
   table.caption = "Stages; loss and accuracy are of the last that was logged in the stage";
-  table.head = {"stage",  "steps", "length",        "batch",           "peak rate", "off",
-                "frozen", "ramp",  "training loss", "evaluation loss", "accuracy"};
+  table.head = {"stage", "steps", "length", "batch", "peak rate"};
+  const struct {
+    const char* name;
+    std::vector<std::string> TrainStage::*parts;
+  } lists[] = {{"off", &TrainStage::off}, {"frozen", &TrainStage::frozen}, {"ramp", &TrainStage::ramp}};
+  const auto is_used = [&](const auto& list) {
+    return std::any_of(run.config.stages.begin(), run.config.stages.end(),
+                       [&](const TrainStage& stage) { return !(stage.*list.parts).empty(); });
+  };
+  for (const auto& list : lists)
+    if (is_used(list)) table.head.push_back(list.name);
+  table.head.insert(table.head.end(), {"training loss", "evaluation loss", "accuracy"});
   int64_t begin = 0;
   for (const TrainStage& stage : run.config.stages) {
     const int64_t end = begin + stage.steps;
     const auto in_stage = [&](const auto& row) { return row.step > begin && row.step <= end; };
     const auto step = std::find_if(run.steps.rbegin(), run.steps.rend(), in_stage);
     const auto eval = std::find_if(run.evals.rbegin(), run.evals.rend(), in_stage);
-    const auto parts = [](const std::vector<std::string>& names) {
-      std::string out;
-      for (const std::string& name : names) out += (out.empty() ? "" : ", ") + escape_markup(name);
-      return out;
-    };
-    table.rows.push_back(
-        {"<span>" + escape_markup(stage.name) + "</span>",  // a name that starts with '*' would emphasise the row
-         count_text(stage.steps), count_text(stage.length), count_text(stage.batch), plain_number(stage.lr),
-         parts(stage.off), parts(stage.frozen), parts(stage.ramp),
-         step == run.steps.rend() ? "" : number_text(step->loss, 4),
-         eval == run.evals.rend() ? "" : number_text(eval->loss, 4),
-         eval == run.evals.rend() ? "" : percent_text(eval->accuracy)});
+    // In a <span>, as a name that starts with '*' would emphasise the row.
+    std::vector<std::string> row = {"<span>" + escape_markup(stage.name) + "</span>", count_text(stage.steps),
+                                    count_text(stage.length), count_text(stage.batch), plain_number(stage.lr)};
+    for (const auto& list : lists)
+      if (is_used(list)) row.push_back(part_list(stage.*list.parts));
+    row.push_back(step == run.steps.rend() ? "" : number_text(step->loss, 4));
+    row.push_back(eval == run.evals.rend() ? "" : number_text(eval->loss, 4));
+    row.push_back(eval == run.evals.rend() ? "" : percent_text(eval->accuracy));
+    table.rows.push_back(std::move(row));
     begin = end;
   }
   return table.html();
