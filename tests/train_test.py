@@ -1,5 +1,5 @@
 """Tests of `polyspan prepare`, `train`, `export` and of what they make, by the command line, on a configuration that
-trains in seconds. Skipped where polyspan-train was not built.
+trains in seconds. Those that train are skipped where polyspan-train was not built.
 
 usage: POLYSPAN_BIN=build/release/bin/polyspan python3 tests/train_test.py [CLASS.TEST]
 """
@@ -353,7 +353,35 @@ class Refused(TrainTest):
         self.assertFalse(out.exists())
 
 
-class Prepare(TrainTest):
+class Tokenizers(TrainTest):
+    def test_tokenizer_of_a_gguf_file(self):
+        """Training on tokens of a model's tokenizer, and export with it, without it and with another."""
+        for name in ("train", "valid"):
+            done = self.call("prepare", self.folder / f"{name}.txt", "--tokenizer", self.tiny, "-o",
+                             self.folder / f"{name}-tiny.tokens")
+            self.assertEqual(done.returncode, 0, done.err)
+        config = self.config("tiny.toml", steps=1, vocab_size=len(tiny_model.TOKENS), train='"train-tiny.tokens"',
+                             valid='"valid-tiny.tokens"')
+        mixed = self.config("mixed.toml", vocab_size=len(tiny_model.TOKENS), train='"train-tiny.tokens"')
+        self.check_refused("train", mixed, "-o", self.folder / "mixed", mentions=["valid.tokens", "another tokenizer"])
+        self.train(config, "tiny-run", "--stop-after", "2")
+        run, out = self.folder / "tiny-run", self.folder / "out.gguf"
+        self.check_error("export", run, "-o", out, status=2, mentions=["gpt2-", "--tokenizer"])
+        # Another last token, which is no merge's.
+        vocabulary = {"tokenizer__ggml__tokens": [*tiny_model.TOKENS[:-1], "anna"],
+                      "tokenizer__ggml__merges": tiny_model.MERGES[:-1]}
+        other = self.write("other.gguf", tiny_model.model_bytes(**vocabulary)[0])
+        self.check_error("export", run, "-o", out, "--tokenizer", other,
+                         mentions=["other.gguf", "trained on tokens of gpt2-"])
+        self.assertFalse(out.exists())
+        done = self.call("export", run, "-o", out, "--tokenizer", self.tiny)
+        self.assertEqual(done.returncode, 0, done.err)
+        self.assertEqual(self.call_json("run", out, "-p", "the", "-n", "2", "--ignore-eos")["prompt_tokens"], 1)
+
+
+class Prepare(cli_test.CliTest):
+    """These need no LibTorch."""
+
     def test_text_and_tasks(self):
         text = self.write("a.txt", "caf\u00e9")
         done = self.call_json("prepare", text, "-o", self.folder / "a.tokens")
@@ -389,29 +417,13 @@ class Prepare(TrainTest):
             self.check_error("prepare", *args, "-o", out, status=status, mentions=mentions)
             self.assertFalse(out.exists())
 
-    def test_tokenizer_of_a_gguf_file(self):
-        """Training on tokens of a model's tokenizer, and export with it, without it and with another."""
-        for name in ("train", "valid"):
-            done = self.call("prepare", self.folder / f"{name}.txt", "--tokenizer", self.tiny, "-o",
-                             self.folder / f"{name}-tiny.tokens")
-            self.assertEqual(done.returncode, 0, done.err)
-        config = self.config("tiny.toml", steps=1, vocab_size=len(tiny_model.TOKENS), train='"train-tiny.tokens"',
-                             valid='"valid-tiny.tokens"')
-        mixed = self.config("mixed.toml", vocab_size=len(tiny_model.TOKENS), train='"train-tiny.tokens"')
-        self.check_refused("train", mixed, "-o", self.folder / "mixed", mentions=["valid.tokens", "another tokenizer"])
-        self.train(config, "tiny-run", "--stop-after", "2")
-        run, out = self.folder / "tiny-run", self.folder / "out.gguf"
-        self.check_error("export", run, "-o", out, status=2, mentions=["gpt2-", "--tokenizer"])
-        # Another last token, which is no merge's.
-        vocabulary = {"tokenizer__ggml__tokens": [*tiny_model.TOKENS[:-1], "anna"],
-                      "tokenizer__ggml__merges": tiny_model.MERGES[:-1]}
-        other = self.write("other.gguf", tiny_model.model_bytes(**vocabulary)[0])
-        self.check_error("export", run, "-o", out, "--tokenizer", other,
-                         mentions=["other.gguf", "trained on tokens of gpt2-"])
-        self.assertFalse(out.exists())
-        done = self.call("export", run, "-o", out, "--tokenizer", self.tiny)
-        self.assertEqual(done.returncode, 0, done.err)
-        self.assertEqual(self.call_json("run", out, "-p", "the", "-n", "2", "--ignore-eos")["prompt_tokens"], 1)
+    def test_a_build_without_libtorch_says_so(self):
+        alone = self.folder / "polyspan"
+        shutil.copy(shutil.which(cli_test.BIN) or cli_test.BIN, alone)
+        done = subprocess.run([alone, "train", "x.toml", "-o", "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              text=True)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("LibTorch", done.stderr)
 
 
 if __name__ == "__main__":
