@@ -5,7 +5,9 @@ usage: POLYSPAN_BIN=build/release/bin/polyspan python3 tests/report_test.py [CLA
 
 import html.parser
 import json
+import math
 import os
+import pathlib
 import re
 import shutil
 import sys
@@ -15,6 +17,8 @@ import cli_test
 import make_run_dir
 
 SECTIONS = ["spans", "influence", "front", "validation", "retrieval", "cost", "origin"]
+TRAINING_SECTIONS = ["loss", "evaluation", "speed", "experts", "gates", "memory", "origin"]
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
@@ -56,7 +60,7 @@ class ReportTest(cli_test.CliTest):
         make_run_dir.Run(**{"layers": 4, "heads": 6, "kv_heads": 3, **options}).write(folder, measured, finished)
         return folder
 
-    def report(self, folder, *args, seconds=60):
+    def report(self, folder, *args, seconds=60, sections=SECTIONS):
         out = self.folder / "page.html"
         out.unlink(missing_ok=True)
         done = self.call("report", folder, "-o", out, *args, seconds=seconds)
@@ -66,7 +70,7 @@ class ReportTest(cli_test.CliTest):
         page = Page(text)
         self.assertEqual(page.problems, [])
         self.assertEqual(sorted(set(page.ids)), sorted(page.ids))
-        for section in SECTIONS:
+        for section in sections:
             self.assertIn(section, page.ids)
         for tag, name, value in page.attributes:
             self.assertNotIn(name, ("src", "srcset", "onload", "onclick", "action"))
@@ -192,6 +196,77 @@ class Errors(ReportTest):
         self.check_error("report", folder, "-o", self.folder / "no" / "page.html", mentions=["page.html"])
         self.check_error("report", folder, "-o", self.folder, mentions=[str(self.folder)])
         self.check_error("report", folder, status=2, mentions=["output"])
+
+
+class Training(ReportTest):
+    """Folders of training runs with invented metrics, of the toy configuration with every part on."""
+
+    LAYERS = 8
+
+    def entry(self, step):
+        use = [0.25 + 0.2 * math.sin(step / 90), 0.25 - 0.2 * math.sin(step / 90), 0.25, 0.25]
+        entry = {"type": "step", "step": step, "stage": "all", "loss": 1 + 4 * math.exp(-step / 200), "lr": 1e-3,
+                 "grad_norm": 1 + 0.5 * math.sin(step), "tokens_per_s": 2000.0, "balance_loss": 4.1, "z_loss": 0.5}
+        for layer in range(self.LAYERS):
+            entry[f"multipliers.{layer}"] = [0.8 + layer * step / 1e5, 0.2, 0.5]
+            if layer % 2 == 1:
+                entry[f"moe.use.{layer}"] = use
+        entry.update({"workspace.touched.2": 0.5, "workspace.touched.5": 0.75, "pkm.gate.4": 0.12,
+                      "pkm.values_read.4": 2048})
+        return entry
+
+    def make_training(self, name="training", last=800):
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        shutil.copy(ROOT / "bench" / "hydra" / "hydra-toy.toml", folder / "config.toml")
+        lines = [{"type": "run", "step": 0, "device": "cpu", "processor": "Example 9000", "threads": 2,
+                  "libtorch": "1.13.1"}]
+        for step in range(10, last + 1, 10):
+            lines.append(self.entry(step))
+            if step % 100 == 0:
+                lines.append({"type": "eval", "step": step, "stage": "all", "loss": 1.5, "accuracy": step / 1000})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder
+
+    def test_whole_run(self):
+        page = self.report(self.make_training(), sections=TRAINING_SECTIONS)
+        for words in ("A training run", "step 800 of 800", "accuracy 80%", "Example 9000", "ssm and window", "experts",
+                      "d_expert = 512", "layer 7", "Share of the 4,096 values"):
+            self.assertIn(words, page.all + str(page.attributes))
+        self.assertNotIn("not finished", page.all)
+
+    def test_unfinished_run(self):
+        page = self.report(self.make_training(last=300), sections=TRAINING_SECTIONS)
+        self.assertIn("This run is not finished", page.all)
+        folder = self.make_training(last=10)
+        self.assertIn("There is no evaluation yet", self.report(folder, sections=TRAINING_SECTIONS).all)
+
+    def test_missing_and_cut_files(self):
+        folder = self.make_training()
+        metrics = folder / "metrics.jsonl"
+        whole = metrics.read_bytes()
+        for length, line in ((1, "line 1"), (len(whole) // 2, "line "), (len(whole) - 1, "line 89"), (0, "no step")):
+            metrics.write_bytes(whole[:length])
+            self.check_bad(folder, ["metrics.jsonl", line])
+        metrics.write_bytes(whole.replace(b'"loss": 1.5', b'"loss": NaN', 1))
+        self.check_bad(folder, ["metrics.jsonl line 12", "broken json"])
+        metrics.unlink()
+        self.check_bad(folder, ["metrics.jsonl", "no such file", "polyspan train"])
+        metrics.write_bytes(whole)
+        config = folder / "config.toml"
+        text = config.read_text()
+        config.write_text(text.replace("d_model", "d_modle"))
+        self.check_bad(folder, ["config.toml:7", "d_modle", "d_model?"])
+        config.unlink()
+        self.check_bad(folder, ["config.toml", "no such file"])
+        metrics.unlink()
+        self.check_bad(folder, ["run.json", "metrics.jsonl", "neither"])
+
+    def test_options_of_compress_are_refused(self):
+        folder, out = self.make_training(), self.folder / "x.html"
+        self.check_error("report", folder, "-o", out, "--lengths", "512", status=2, mentions=["--lengths"])
+        self.check_error("report", folder, "-o", out, "--measure", self.tiny, status=2, mentions=["--measure"])
 
 
 class Measure(ReportTest):

@@ -1,4 +1,4 @@
-// polyspan report: a run of compress as one HTML page, and what can be measured under its plans.
+// polyspan report: a run of compress or train as one HTML page, and what can be measured under the plans of the former.
 #include <algorithm>
 
 #include "cli/cli.h"
@@ -46,10 +46,22 @@ void report(const ReportOptions& o) {
   std::sort(sorted.begin(), sorted.end());
   if (const auto twice = std::adjacent_find(sorted.begin(), sorted.end()); twice != sorted.end())
     throw Error::usage("--lengths names ", *twice, " twice");
-  report::RunData run = report::read_run(o.folder);
+  std::error_code error;
+  const std::filesystem::path folder = o.folder;
+  const bool is_compress = std::filesystem::exists(folder / "run.json", error);
+  if (!is_compress && report::is_training_run(folder)) {
+    if (!o.measure.empty() || !o.lengths.empty())
+      throw Error::usage(o.folder, " is a training run: --measure and --lengths are for runs of compress");
+    return write_file_atomically(o.output, report::training_page(report::read_training_run(folder)));
+  }
+  if (!is_compress && std::filesystem::is_directory(folder, error))
+    throw Error::io(folder,
+                    "found no run.json (of polyspan compress) and no metrics.jsonl (of polyspan train): there is ",
+                    "no such file, so this is the folder of neither");
+  report::RunData run = report::read_run(folder);
   if (!o.measure.empty()) {
     measure(o, run);
-    run = report::read_run(o.folder);
+    run = report::read_run(folder);
   }
   write_file_atomically(o.output, report::report_page(run, {.lengths = o.lengths}));
 }
@@ -58,8 +70,10 @@ void report(const ReportOptions& o) {
 
 void add_report(CLI::App& app) {
   const auto o = std::make_shared<ReportOptions>();
-  CLI::App* command = app.add_subcommand("report", "Show a run of compress as one HTML page, and measure its plans");
-  command->add_option("folder", o->folder, "run directory of polyspan compress")->required();
+  CLI::App* command =
+      app.add_subcommand("report", "Show a run of compress or train as one HTML page; measure the plans of compress");
+  command->add_option("folder", o->folder, "run directory of polyspan compress, or folder of polyspan train")
+      ->required();
   command->add_option("-o,--output", o->output, "HTML file to write")->required();
   command->add_option("--measure", o->measure,
                       "GGUF file of the run's model: measures pass-key retrieval and speed, dense, uniform and under "

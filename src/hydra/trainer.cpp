@@ -119,6 +119,15 @@ std::string not_finite_in(const Parameters& parameters) {
   return "the activations (all weights and gradients are finite)";
 }
 
+// "model name" of the first processor; empty where the system does not say.
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (const size_t colon = line.find(": "); colon != line.npos && line.starts_with("model name"))
+      return line.substr(colon + 2);
+  return "";
+}
+
 class Run {
  public:
   Run(const TrainOptions& options, Progress& progress);
@@ -255,6 +264,13 @@ TrainResult Run::go() {
   const int64_t total = config_.total_steps(), first = state_.step;
   const int64_t end = options_.stop_after > 0 ? std::min(total, first + options_.stop_after) : total;
   Metrics metrics(options_.folder / "metrics.jsonl", first);
+  if (first < end)
+    metrics.add({{"type", "run"},
+                 {"step", first},
+                 {"device", options_.device},
+                 {"processor", processor_name()},
+                 {"threads", at::get_num_threads()},
+                 {"libtorch", TORCH_VERSION}});
   TrainResult result;
   result.steps = first;
   const auto seconds_since = [](Clock::time_point then) {

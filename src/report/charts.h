@@ -68,6 +68,26 @@ struct Series {
 };
 std::string length_chart(const std::string& title, const std::string& unit, const std::vector<Series>& series);
 
+// Values over the steps of a training run; a broken line where a stage ends.
+enum class StepScale { kFitting, kFromZero, kShare };  // kShare: 0 to 1
+struct StepSeries {
+  std::string name, css;  // css: of the line
+  PlanStyle style = {};   // of the points
+  std::vector<std::pair<int64_t, double>> points = {};
+  bool has_dots = false;  // a marker a point that says its value
+};
+struct StepChart {
+  std::string title, unit;
+  StepScale scale = StepScale::kFitting;
+  int64_t last_step = 1;
+  std::vector<int64_t> stage_ends = {};
+  std::vector<StepSeries> series = {};
+};
+std::string step_chart(const StepChart& chart);
+// Each point the mean of itself and up to width - 1 before it.
+std::vector<std::pair<int64_t, double>> moving_mean(const std::vector<std::pair<int64_t, double>>& points,
+                                                    size_t width);
+
 // Accuracy by place of the key (top: beginning) and length.
 std::string retrieval_grid(const std::string& title, const std::vector<const Retrieval*>& by_length);
 

@@ -260,9 +260,7 @@ std::string origin_part(const PageContext& page) {
           (run.isa.empty() ? "" : ", " + run.isa));
   add("Time", seconds_words(run));
   add("Made by", run.created_by);
-  std::string body = "<dl>";
-  for (const auto& [name, value] : facts) body += "<dt>" + name + "</dt><dd>" + value + "</dd>\n";
-  body += "</dl>\n";
+  std::string body = fact_list(facts);
   if (!run.samples.empty()) {
     HtmlTable table;
     table.caption = "Samples by kind; accepted: profiled under the dense model, which answered right";

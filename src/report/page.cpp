@@ -87,25 +87,38 @@ int64_t cache_bytes(const RunModel& model, const SpanPlan& plan, int64_t length)
   return KvLayout(shape, plan, length, KvType::kF16).bytes;
 }
 
+std::string fact_list(const std::vector<std::pair<std::string, std::string>>& facts) {
+  std::string out = "<dl>";
+  for (const auto& [name, value] : facts) out += "<dt>" + name + "</dt><dd>" + value + "</dd>\n";
+  return out + "</dl>\n";
+}
+
+std::string depth_legend() {
+  return "<ul class=\"legend\"><li><span class=\"stroke d0\"></span>first third of the layers</li><li><span "
+         "class=\"stroke d1\"></span>middle</li><li><span class=\"stroke d2\"></span>last third</li></ul>\n";
+}
+
+std::string document(const std::string& title, const std::string& body) {
+  return "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+         "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+         "<meta name=\"color-scheme\" content=\"light dark\">\n<title>" +
+         title + "</title>\n<style>\n" + page_style() + "</style>\n</head>\n<body>\n<main>\n" + body +
+         "</main>\n<script>\n" + page_script() + "</script>\n</body>\n</html>\n";
+}
+
 std::string report_page(const RunData& run, const PageOptions& options) {
   PageContext page{run, options.lengths.empty() ? run.all_lengths() : options.lengths};
   std::sort(page.lengths.begin(), page.lengths.end());
   page.lengths.erase(std::unique(page.lengths.begin(), page.lengths.end()), page.lengths.end());
-  std::string out =
-      "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
-      "<meta name=\"color-scheme\" content=\"light dark\">\n<title>" +
-      escape_markup(run.model.name) + ": spans by polyspan</title>\n<style>\n" + page_style() +
-      "</style>\n</head>\n<body>\n<main>\n";
-  out += header_part(page);
-  out += spans_part(page);
-  out += influence_part(page);
-  out += front_part(page);
-  out += validation_part(page);
-  out += retrieval_part(page);
-  out += cost_part(page);
-  out += origin_part(page);
-  return out + "</main>\n<script>\n" + page_script() + "</script>\n</body>\n</html>\n";
+  std::string body = header_part(page);
+  body += spans_part(page);
+  body += influence_part(page);
+  body += front_part(page);
+  body += validation_part(page);
+  body += retrieval_part(page);
+  body += cost_part(page);
+  body += origin_part(page);
+  return document(escape_markup(run.model.name) + ": spans by polyspan", body);
 }
 
 }  // namespace polyspan::report

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "report/run_data.h"
+#include "report/train_data.h"
 
 namespace polyspan::report {
 
@@ -15,5 +16,6 @@ struct PageOptions {
 
 // The whole document. Everything that the run says is escaped.
 std::string report_page(const RunData& run, const PageOptions& options = {});
+std::string training_page(const TrainRun& run);
 
 }  // namespace polyspan::report

@@ -3,6 +3,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "report/charts.h"
@@ -26,6 +27,10 @@ std::string figure(const std::string& svg, const std::string& caption_html, std:
 std::string gallery(const std::string& figures, std::string_view css = "");
 std::string section(std::string_view id, std::string_view heading, const std::string& body);
 std::string paragraph(const std::string& html, std::string_view css = "");
+std::string fact_list(const std::vector<std::pair<std::string, std::string>>& facts);  // names and values, both HTML
+std::string depth_legend();                                                            // of the classes d0, d1, d2
+// The whole page around its body; the title is HTML.
+std::string document(const std::string& title, const std::string& body);
 
 // A table in a box of its own that scrolls where it is wider than the page. Cells are HTML; the first column is a
 // heading, the others are numbers. A row whose first cell starts with '*' is emphasised.

@@ -67,6 +67,7 @@ text{fill:var(--ink)}
 .curve{fill:none;stroke-width:1.1;stroke-opacity:.55;stroke-linejoin:round}
 .curve.one{stroke:var(--soft);stroke-opacity:.85}
 .curve.d0,.stroke.d0{stroke:var(--d0)}.curve.d1,.stroke.d1{stroke:var(--d1)}.curve.d2,.stroke.d2{stroke:var(--d2)}
+.curve.raw{stroke:var(--c);stroke-opacity:.4}
 .curve:hover{stroke-width:2.6;stroke-opacity:1}
 .series{fill:none;stroke-width:1.8;stroke-linejoin:round}
 .series.s-dense{stroke-dasharray:5 3}.series.s-uniform{stroke-dasharray:2 3}
@@ -74,6 +75,7 @@ text{fill:var(--ink)}
 .s-second{--c:var(--second)}.s-third{--c:var(--third)}.s-fourth{--c:var(--fourth)}
 .series{stroke:var(--c)}
 .dot{fill:var(--c);stroke:var(--page);stroke-width:1}
+.dot.d0{--c:var(--d0)}.dot.d1{--c:var(--d1)}.dot.d2{--c:var(--d2)}
 .dot.hollow{fill:var(--page);stroke:var(--c);stroke-width:1.5}
 .ring{fill:none;stroke:var(--ink);stroke-width:1.4}
 .h0{fill:var(--h0)}.h1{fill:var(--h1)}.h2{fill:var(--h2)}.h3{fill:var(--h3)}.h4{fill:var(--h4)}.h5{fill:var(--h5)}.h6{fill:var(--h6)}.h7{fill:var(--h7)}.h8{fill:var(--h8)}

@@ -104,10 +104,7 @@ std::string influence_part(const PageContext& page) {
       (run.options.loss.empty() ? "" : ", loss " + escape_markup(run.options.loss)) +
       (run.options.influence.empty() ? "" : ", estimator " + escape_markup(run.options.influence)) +
       ". The scale is logarithmic except near 0.");
-  body +=
-      "<ul class=\"legend\"><li><span class=\"stroke d0\"></span>first third of the layers</li><li><span "
-      "class=\"stroke d1\"></span>middle"
-      "</li><li><span class=\"stroke d2\"></span>last third</li></ul>\n";
+  body += depth_legend();
   std::string figures;
   for (const LossCurve& curve : curves)
     figures += figure(influence_overlay(curve, run.model.n_layers, query_heads),
