@@ -165,7 +165,7 @@ class Refusals(CompressTest):
         missing = self.folder / "missing.txt"
         self.check_error("compress", self.tiny, "-o", self.folder / "a", *lengths, "--text", missing, mentions=["missing.txt"])
         little = self.write("little.txt", "Too little.")
-        self.check_error("compress", self.tiny, "-o", self.folder / "b", *lengths, "--text", little, mentions=["384", "--text"])
+        self.check_error("compress", self.tiny, "-o", self.folder / "b", *lengths, "--text", little, mentions=["320", "--text"])
         for name, contents, mentions in (
             ("broken.jsonl", "{", ["line 1"]),
             ("field.jsonl", '{"context": "a"}\n', ["line 1", "question"]),
