@@ -21,6 +21,7 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }  // the same bytes
   const std::filesystem::path& path() const { return path_; }
 
   // Tells the system that this part of the mapping is not needed again soon: its pages leave the process (they stay

@@ -11,7 +11,7 @@ namespace polyspan {
 
 void read_jsonl(const std::filesystem::path& path, const std::function<void(const nlohmann::json&, int64_t)>& visit) {
   const MappedFile file(path);
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  const std::string_view text = file.text();
   int64_t n_line = 0, n_records = 0;
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find('\n', at), text.size());

@@ -67,10 +67,7 @@ std::optional<std::string> default_calibration_text() {
     if (entry.path().extension() == ".html") pages.push_back(entry.path());
   std::sort(pages.begin(), pages.end());
   std::string text;
-  for (const std::filesystem::path& page : pages) {
-    const MappedFile file(page);
-    text += paragraphs_of({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
-  }
+  for (const std::filesystem::path& page : pages) text += paragraphs_of(MappedFile(page).text());
   if (text.empty()) return default_natural_text();
   return text;
 }

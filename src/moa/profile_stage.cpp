@@ -35,11 +35,6 @@ std::vector<TargetScore> scores_of(const std::vector<int64_t>& wanted, const std
   return result;
 }
 
-std::string whole_file(const std::string& path) {
-  const MappedFile file(path);
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
 }  // namespace
 
 SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOptions& options)
@@ -47,7 +42,7 @@ SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOption
   calibration_.seed = options.seed;
   if (!options.documents.empty()) calibration_.documents = read_documents(options.documents);
   if (!options.text.empty()) {
-    calibration_.text = whole_file(options.text);
+    calibration_.text = MappedFile(options.text).text();
   } else if (std::optional<std::string> text = default_calibration_text()) {
     calibration_.text = std::move(*text);
   } else {

@@ -21,10 +21,7 @@ namespace polyspan {
 namespace fs = std::filesystem;
 namespace {
 
-std::string read_whole(const fs::path& path) {
-  const MappedFile file(path);
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
+std::string read_whole(const fs::path& path) { return std::string(MappedFile(path).text()); }
 
 OrderedJson parse_object(std::string_view text, const fs::path& path) {
   const OrderedJson document = OrderedJson::parse(text, nullptr, /*allow_exceptions=*/false);

@@ -134,9 +134,7 @@ SpanPlan SpanPlan::from_spec(const std::string& spec, const HeadShape& shape) {
 }
 
 SpanPlan SpanPlan::load(const std::filesystem::path& path, const std::optional<HeadShape>& shape) {
-  const MappedFile file(path);
-  const auto bytes = file.bytes();
-  return parse({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path, shape);
+  return parse(MappedFile(path).text(), path, shape);
 }
 
 SpanPlan SpanPlan::parse(std::string_view json, const std::filesystem::path& name,

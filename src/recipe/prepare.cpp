@@ -44,7 +44,7 @@ void prepare_text(const std::vector<std::filesystem::path>& files, const CorpusT
   constexpr size_t kPiece = size_t{1} << 22;  // encoded at a time, up to a line's end
   for (const std::filesystem::path& path : files) {
     const MappedFile file(path);
-    const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+    const std::string_view text = file.text();
     progress.start("encoding " + path.filename().string(), std::ssize(text));
     for (size_t begin = 0; begin < text.size();) {
       size_t end = std::min(text.size(), begin + kPiece);

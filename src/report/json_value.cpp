@@ -133,10 +133,10 @@ std::string JsonValue::dump() const {
 
 std::string read_file(const std::filesystem::path& file) {
   const MappedFile mapped(file);
-  const auto bytes = mapped.bytes();
-  if (bytes.size() > kMaxFileBytes)
-    throw Error::bad_file(file, "found ", bytes.size(), " bytes, wanted at most ", kMaxFileBytes);
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  const std::string_view text = mapped.text();
+  if (text.size() > kMaxFileBytes)
+    throw Error::bad_file(file, "found ", text.size(), " bytes, wanted at most ", kMaxFileBytes);
+  return std::string(text);
 }
 
 JsonDocument parse_json(std::string_view text, const std::filesystem::path& name, std::string_view skipped) {
