@@ -25,7 +25,7 @@ using namespace polyspan;
 struct Cut {
   int64_t layer = 0, kv_head = 0;
   size_t candidate = 0;
-  double change = 0, span = 0, span_abs = 0, pairwise = 0;
+  double change = 0, span = 0, span_abs = 0, square = 0, pairwise = 0;
 };
 
 // Ranks from 0; equal values share their mean rank.
@@ -55,13 +55,14 @@ void print_correlations(const char* which, const std::vector<Cut>& cuts) {
     std::printf("%-34s %4zu cuts: too few\n", which, cuts.size());
     return;
   }
-  std::vector<double> change, size, span, span_abs, pairwise;
+  std::vector<double> change, size, span, span_abs, square, pairwise;
   for (const Cut& cut : cuts)
     change.push_back(cut.change), size.push_back(std::abs(cut.change)), span.push_back(cut.span),
-        span_abs.push_back(cut.span_abs), pairwise.push_back(cut.pairwise);
-  std::printf("%-34s %4zu cuts: span %.3f, span-abs %.3f, pairwise %.3f (of |change|: %.3f, %.3f)\n", which,
-              cuts.size(), rank_correlation(change, span), rank_correlation(change, span_abs),
-              rank_correlation(change, pairwise), rank_correlation(size, span_abs), rank_correlation(size, pairwise));
+        span_abs.push_back(cut.span_abs), square.push_back(cut.square), pairwise.push_back(cut.pairwise);
+  std::printf("%-34s %4zu cuts: span %.3f, span-abs %.3f, squares %.3f, pairwise %.3f (of |change|: %.3f, %.3f)\n",
+              which, cuts.size(), rank_correlation(change, span), rank_correlation(change, span_abs),
+              rank_correlation(change, square), rank_correlation(change, pairwise), rank_correlation(size, span_abs),
+              rank_correlation(size, pairwise));
 }
 
 double loss_of(const std::vector<TargetScore>& scores, ProfileLoss loss) {
@@ -109,7 +110,8 @@ int main(int argc, char** argv) {
       const auto first = static_cast<size_t>(cut.layer * shape.n_heads + cut.kv_head * group);
       for (int64_t r = 0; r < group; ++r) {
         const size_t at = in.at(cut.layer, cut.kv_head * group + r, static_cast<int64_t>(cut.candidate));
-        cut.span += in.span[at], cut.span_abs += in.span_abs[at], cut.pairwise += in.pairwise[at];
+        cut.span += in.span[at], cut.span_abs += in.span_abs[at];
+        cut.square += in.span_square[at], cut.pairwise += in.pairwise[at];
         spans[first + static_cast<size_t>(r)].span = candidates[cut.candidate];
       }
       cut.change = loss_of(profiler->forward(dense), loss) - dense_loss;  // dense.spans is a view of `spans`

@@ -160,32 +160,36 @@ __global__ void __launch_bounds__(kThreads) gradient_rows_kernel(RowsArgs args) 
   walk(0, seen.sink_end, true);
 }
 
-// One block a (candidate, query head): adds the effects of the head's rows to its three sums, in a fixed order. Shared
-// memory: 3 doubles a warp.
+constexpr int kSums = 4;  // span, span_abs, span_square, pairwise
+
+// One block a (candidate, query head): adds the effects of the head's rows to its four sums, in a fixed order. Shared
+// memory: 4 doubles a warp.
 __global__ void __launch_bounds__(kThreads)
-    sum_effects_kernel(RowsArgs args, double* span, double* span_abs, double* pairwise) {
+    sum_effects_kernel(RowsArgs args, double* span, double* span_abs, double* span_square, double* pairwise) {
   const int candidate = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int kv_head = head / args.n_rep, rep = head % args.n_rep;
   const float2* const effects = args.effects + int64_t{kv_head} * args.n_rows * args.n_candidates + candidate;
-  double sums[3] = {};
+  double sums[kSums] = {};
   for (int row = rep + static_cast<int>(threadIdx.x) * args.n_rep; row < args.n_rows; row += kThreads * args.n_rep) {
     const float2 effect = effects[int64_t{row} * args.n_candidates];
-    sums[0] += static_cast<double>(effect.x);
-    sums[1] += static_cast<double>(fabsf(effect.x));
-    sums[2] += static_cast<double>(effect.y);
+    const double e = static_cast<double>(effect.x);
+    sums[0] += e;
+    sums[1] += fabs(e);
+    sums[2] += e * e;
+    sums[3] += static_cast<double>(effect.y);
   }
-  __shared__ double warps[3][kWarps];
+  __shared__ double warps[kSums][kWarps];
 #pragma unroll
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < kSums; ++i) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], offset);
     if (lane() == 0) warps[i][threadIdx.x / 32] = sums[i];
   }
   __syncthreads();  // the warps' sums are there
-  if (threadIdx.x >= 3) return;
+  if (threadIdx.x >= kSums) return;
   double total = 0;
   for (int warp = 0; warp < kWarps; ++warp) total += warps[threadIdx.x][warp];
-  double* const to = threadIdx.x == 0 ? span : threadIdx.x == 1 ? span_abs : pairwise;
+  double* const to = threadIdx.x == 0 ? span : threadIdx.x == 1 ? span_abs : threadIdx.x == 2 ? span_square : pairwise;
   to[int64_t{head} * args.n_candidates + candidate] += total;
 }
 
@@ -320,7 +324,7 @@ void CudaSpanGradient::backward(const SpanGradientInputs& in, const SpanGradient
     check_launch("gradient_rows");
     if (out.n_candidates > 0) {
       sum_effects_kernel<<<dim3(static_cast<unsigned>(out.n_candidates), static_cast<unsigned>(shape_.n_heads)),
-                           kThreads, 0, stream_.get()>>>(args, out.span, out.span_abs, out.pairwise);
+                           kThreads, 0, stream_.get()>>>(args, out.span, out.span_abs, out.span_square, out.pairwise);
       check_launch("sum_effects");
     }
     if (out.dq == nullptr) continue;

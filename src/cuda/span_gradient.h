@@ -30,8 +30,8 @@ struct SpanGradientOutputs {
   float *dq = nullptr, *dk = nullptr, *dv = nullptr;  // as q, k, v; written. All null: no gradients wanted
   const int32_t* candidates = nullptr;                // [n_candidates], ascending, >= 1
   int64_t n_candidates = 0;                           // <= kMostCandidates
-  // [n_heads][n_candidates], added to: sums over rows of e_i, of |e_i|, and over rows and removed keys of |E_ij|.
-  double *span = nullptr, *span_abs = nullptr, *pairwise = nullptr;
+  // [n_heads][n_candidates], added to: sums over rows of e_i, of |e_i|, of e_i^2, and over rows and removed keys of |E_ij|.
+  double *span = nullptr, *span_abs = nullptr, *span_square = nullptr, *pairwise = nullptr;
 };
 
 // All pointers are to GPU memory. Results repeat to the bit.

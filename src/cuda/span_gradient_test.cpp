@@ -38,7 +38,7 @@ GradientResult run(const GradientCase& c, bool gradients = true) {
   const DeviceBuffer spans_d = to_device(std::span<const HeadSpan>(spans), "a test", stream),
                      candidates_d = to_device(std::span<const int32_t>(candidates), "a test", stream);
   const int64_t n_candidates = std::ssize(candidates), n_effects = s.n_heads * n_candidates;
-  const std::vector<double> zeros(static_cast<size_t>(3 * n_effects), 0.0);
+  const std::vector<double> zeros(static_cast<size_t>(4 * n_effects), 0.0);
   const DeviceBuffer sums = to_device(std::span<const double>(zeros), "a test", stream);
   const DeviceBuffer memory(CudaSpanGradient::bytes_needed(s), "a test");
   fill_bytes(memory.data(), 0xff, memory.size_bytes(), stream);
@@ -54,14 +54,16 @@ GradientResult run(const GradientCase& c, bool gradients = true) {
                    .n_candidates = n_candidates,
                    .span = sums.as<double>(),
                    .span_abs = sums.as<double>() + n_effects,
-                   .pairwise = sums.as<double>() + 2 * n_effects});
+                   .span_square = sums.as<double>() + 2 * n_effects,
+                   .pairwise = sums.as<double>() + 3 * n_effects});
   GradientResult r;
   r.out = from_heads(out, s.n_heads), r.dq = from_heads(dq, s.n_heads);
   r.dk = from_heads(dk, s.n_kv_heads), r.dv = from_heads(dv, s.n_kv_heads);
-  const std::vector<double> all = to_host<double>(sums.data(), 3 * n_effects, stream);
+  const std::vector<double> all = to_host<double>(sums.data(), 4 * n_effects, stream);
   r.span.assign(all.begin(), all.begin() + n_effects);
   r.span_abs.assign(all.begin() + n_effects, all.begin() + 2 * n_effects);
-  r.pairwise.assign(all.begin() + 2 * n_effects, all.end());
+  r.span_square.assign(all.begin() + 2 * n_effects, all.begin() + 3 * n_effects);
+  r.pairwise.assign(all.begin() + 3 * n_effects, all.end());
   return r;
 }
 
@@ -108,6 +110,7 @@ TEST(CudaSpanGradient, RepetitionsAndLeftOutGradientsChangeNoBit) {
   for (const GradientResult* other : {&two, &sums_only}) {
     EXPECT_EQ(one.span, other->span);
     EXPECT_EQ(one.span_abs, other->span_abs);
+    EXPECT_EQ(one.span_square, other->span_square);
     EXPECT_EQ(one.pairwise, other->pairwise);
   }
 }

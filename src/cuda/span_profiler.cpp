@@ -56,7 +56,7 @@ int64_t CudaSpanProfiler::place(int64_t n, std::byte* base, Buffers& b) const {
   take(b.scores, std::min(n, kTargetChunk));
   take(b.spans, n_layer_heads);
   take(b.candidates, CudaSpanGradient::kMostCandidates);
-  take(b.sums, 3 * n_layer_heads * CudaSpanGradient::kMostCandidates);
+  take(b.sums, 4 * n_layer_heads * CudaSpanGradient::kMostCandidates);
   take(b.logits, std::min(n, kTargetChunk) * config_.vocab_size);
   take(b.decoded, decoded_floats_);
   take(b.attention_op, CudaSpanGradient::bytes_needed(gradient_shape(n)));
@@ -260,7 +260,8 @@ void CudaSpanProfiler::attention_backward(int64_t layer, int64_t n_candidates, b
                                                     .n_candidates = n_candidates,
                                                     .span = sums,
                                                     .span_abs = sums + all,
-                                                    .pairwise = sums + 2 * all});
+                                                    .span_square = sums + 2 * all,
+                                                    .pairwise = sums + 3 * all});
   if (!go_on) return;
   join_gradients(head_rows(b_.dq, b_.dk, b_.dv), b_.qkv, stream_);
   multiply_back(w.qkv, b_.qkv, n_tokens_, qkv_dim_, b_.d_normed);
@@ -272,19 +273,20 @@ SpanInfluence CudaSpanProfiler::backward(const ProfileRequest& request) {
   POLYSPAN_CHECK(std::ssize(request.tokens) == n_tokens_, "backward() without its forward()");
   const int64_t n_candidates = std::ssize(request.candidate_spans);
   POLYSPAN_CHECK(n_candidates <= CudaSpanGradient::kMostCandidates);
-  SpanInfluence influence{config_.n_layers, config_.n_heads, n_candidates, {}, {}, {}};
+  SpanInfluence influence{config_.n_layers, config_.n_heads, n_candidates, {}, {}, {}, {}};
   const int64_t all = static_cast<int64_t>(influence.at(config_.n_layers, 0, 0));
   upload(request);
-  fill_bytes(b_.sums, 0, 3 * all * static_cast<int64_t>(sizeof(double)), stream_);
+  fill_bytes(b_.sums, 0, 4 * all * static_cast<int64_t>(sizeof(double)), stream_);
   loss_gradient_of(request);
   for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) {
     ffn_backward(layer);
     attention_backward(layer, n_candidates, layer > 0 || request.input_gradient);
   }
-  const std::vector<double> sums = to_host<double>(b_.sums, 3 * all, stream_);
+  const std::vector<double> sums = to_host<double>(b_.sums, 4 * all, stream_);
   influence.span.assign(sums.begin(), sums.begin() + all);
   influence.span_abs.assign(sums.begin() + all, sums.begin() + 2 * all);
-  influence.pairwise.assign(sums.begin() + 2 * all, sums.end());
+  influence.span_square.assign(sums.begin() + 2 * all, sums.begin() + 3 * all);
+  influence.pairwise.assign(sums.begin() + 3 * all, sums.end());
   if (request.input_gradient) input_gradient_ = to_host<float>(b_.gradient, n_tokens_ * config_.d_model, stream_);
   return influence;
 }

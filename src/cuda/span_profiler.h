@@ -59,7 +59,7 @@ class CudaSpanProfiler final : public SpanProfiler {
     // Whatever the length:
     HeadSpan* spans = nullptr;  // [n_layers][n_heads]
     int32_t* candidates = nullptr;
-    double* sums = nullptr;  // [3][n_layers][n_heads][n_candidates]
+    double* sums = nullptr;  // [4][n_layers][n_heads][n_candidates]
     float *logits = nullptr, *decoded = nullptr;
     std::byte* attention_op = nullptr;
   };

@@ -100,6 +100,7 @@ void check_agreement(const ProfileCase& c, const CudaProfilerOptions& options, c
   const SpanInfluence from_cpu = cpu->backward(p.request()), from_gpu = gpu->backward(p.request());
   EXPECT_LT(worst(from_gpu.span, from_cpu.span), bounds.influence);
   EXPECT_LT(worst(from_gpu.span_abs, from_cpu.span_abs), bounds.influence);
+  EXPECT_LT(worst(from_gpu.span_square, from_cpu.span_square), 2 * bounds.influence);
   EXPECT_LT(worst(from_gpu.pairwise, from_cpu.pairwise), bounds.pairs);
   EXPECT_LT(error_norm(gpu->input_gradient(), cpu->input_gradient()), bounds.gradient);
 }

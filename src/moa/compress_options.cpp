@@ -45,7 +45,8 @@ CompressOptions CompressOptions::quick_preset() {
   o.quick = true;
   o.lengths = {1024, 2048};
   o.extend = {4096};
-  o.steps = 2;
+  o.samples = 1;
+  o.steps = 1;
   o.validation_samples = 2;
   return o;
 }

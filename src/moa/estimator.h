@@ -6,7 +6,7 @@
 namespace polyspan {
 
 enum class Estimator {
-  kSpan,      // mean over samples of the positive part of the signed change, plus a tenth of span-abs (default)
+  kSpan,      // mean over samples of the positive part of the signed change, plus squares (default)
   kSpanAbs,   // sum over rows of |effect of removing the whole set|
   kPairwise,  // sum over rows and removed keys of |effect of removing that key alone| (the paper)
 };

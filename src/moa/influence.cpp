@@ -11,7 +11,7 @@ namespace {
 // [heads of the curve][candidate]: what a sample says of every head's spans, relative to the span it ran with.
 struct HeadCurves {
   size_t n_heads, n_candidates;
-  std::vector<double> main, absolute;
+  std::vector<double> main, square;
 };
 
 // The span that a curve's head (a KV head: the longest of its group) had in the round.
@@ -34,10 +34,11 @@ HeadCurves head_curves(const SampleProfile& sample, const SpanPlan& plan, const 
                   first = static_cast<int64_t>(head) % per_layer * group;
     const int64_t now = current_span(spans, options.per_query_head, head, static_cast<size_t>(per_layer));
     for (int64_t c = 0; c < in.n_candidates; ++c) {
-      double span = 0, absolute = 0, pairwise = 0;
+      double span = 0, absolute = 0, square = 0, pairwise = 0;
       for (int64_t r = 0; r < group; ++r) {
         const size_t at = in.at(layer, first + r, c);
-        span += in.span[at], absolute += in.span_abs[at], pairwise += in.pairwise[at];
+        span += in.span[at], absolute += in.span_abs[at];
+        square += in.span_square[at], pairwise += in.pairwise[at];
       }
       const bool longer = sample.candidate_spans[static_cast<size_t>(c)] > now;
       const double sign = longer ? -1 : 1;  // keys that come back can only help, keys that go can only hurt
@@ -46,7 +47,7 @@ HeadCurves head_curves(const SampleProfile& sample, const SpanPlan& plan, const 
         case Estimator::kSpanAbs: curves.main.push_back(sign * absolute); break;
         case Estimator::kPairwise: curves.main.push_back(sign * pairwise); break;
       }
-      curves.absolute.push_back(sign * absolute);
+      curves.square.push_back(sign * square);
     }
   }
   return curves;
@@ -61,7 +62,7 @@ struct KindMean {
     if (n == 0) sum = sample, spans = candidates;
     POLYSPAN_CHECK(candidates == spans, "samples of a length ask about the same spans");
     if (n++ == 0) return;
-    for (size_t i = 0; i < sum.main.size(); ++i) sum.main[i] += sample.main[i], sum.absolute[i] += sample.absolute[i];
+    for (size_t i = 0; i < sum.main.size(); ++i) sum.main[i] += sample.main[i], sum.square[i] += sample.square[i];
   }
 };
 using KindMeans = std::map<std::pair<int64_t, std::string>, KindMean>;
@@ -73,7 +74,7 @@ KindMeans kind_means(const ProfileRound& round, const CurveOptions& options) {
       means[{sample.length, sample.kind}].add(head_curves(sample, round.plan, options), sample.candidate_spans);
   for (auto& [key, mean] : means)
     for (size_t i = 0; i < mean.sum.main.size(); ++i)
-      mean.sum.main[i] /= static_cast<double>(mean.n), mean.sum.absolute[i] /= static_cast<double>(mean.n);
+      mean.sum.main[i] /= static_cast<double>(mean.n), mean.sum.square[i] /= static_cast<double>(mean.n);
   return means;
 }
 
@@ -99,16 +100,16 @@ KindScales kind_scales(const ProfileRound& dense, const CurveOptions& options) {
     KindScale& scale = scales[key];
     for (size_t head = 0; head < mean.sum.n_heads; ++head) {
       scale.main += mean.sum.main[head * mean.sum.n_candidates];
-      scale.absolute += mean.sum.absolute[head * mean.sum.n_candidates];
+      scale.square += mean.sum.square[head * mean.sum.n_candidates];
     }
   }
   return scales;
 }
 
 CostTables cost_tables(const ProfileRound& round, const KindScales& scales, const CurveOptions& options) {
-  const auto abs_share = [&](const std::string& kind) {
+  const auto square_share = [&](const std::string& kind) {
     if (options.estimator != Estimator::kSpan) return 0.0;
-    return kind == "text" ? options.text_abs_share : options.abs_share;
+    return kind == "text" ? options.text_square_share : options.square_share;
   };
   CostTables tables;
   for (const auto& [key, mean] : kind_means(round, options)) {
@@ -116,14 +117,14 @@ CostTables cost_tables(const ProfileRound& round, const KindScales& scales, cons
     if (scale == scales.end()) continue;  // a kind that the dense profile has no accepted sample of
     const HeadCurves& of_kind = mean.sum;
     const double main = inverse_or_zero(scale->second.main),
-                 absolute = abs_share(key.second) * inverse_or_zero(scale->second.absolute);
+                 square = square_share(key.second) * inverse_or_zero(scale->second.square);
     CostTable& table = tables[key];
     table.spans = mean.spans;
     for (size_t head = 0; head < of_kind.n_heads; ++head) {
       const size_t at = head * of_kind.n_candidates, dense = at + of_kind.n_candidates - 1;
-      const double whole = main * of_kind.main[dense] + absolute * of_kind.absolute[dense];
+      const double whole = main * of_kind.main[dense] + square * of_kind.square[dense];
       for (size_t c = 0; c < of_kind.n_candidates; ++c)
-        table.cost.push_back(main * of_kind.main[at + c] + absolute * of_kind.absolute[at + c] - whole);
+        table.cost.push_back(main * of_kind.main[at + c] + square * of_kind.square[at + c] - whole);
     }
   }
   return tables;

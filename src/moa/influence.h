@@ -46,10 +46,10 @@ struct ProfileRound {
 struct CurveOptions {
   Estimator estimator = Estimator::kSpan;
   bool per_query_head = false;  // a curve for each query head; else for each KV head
-  double abs_share = 0.1;       // of span-abs in the span estimator: it spends what is left well
-  // Of running text it is the larger part. A head's signed effects cancel over thousands of tokens, those of many heads
-  // cut at once do not: without it the last layers' heads lose all but their smallest window.
-  double text_abs_share = 3;
+  // Of the sum of squared effects in the span estimator: what removing the keys costs to second order. In retrieval it spends
+  // what is left well. Of running text it is the larger part: a head's signed effects cancel over thousands of tokens, those
+  // of many heads cut at once do not, and without it the last layers' heads lose all but their smallest window.
+  double square_share = 0.1, text_square_share = 3;
 };
 
 // What the spans of one length cost in samples of one kind: [heads][spans], in units of the dense profile's total at the
@@ -61,10 +61,10 @@ struct CostTable {
 };
 using CostTables = std::map<std::pair<int64_t, std::string>, CostTable>;  // (length, kind)
 
-// What divides the costs: totals over heads at the smallest span of the dense profile, of the estimator and of the absolute
-// part that is added to it.
+// What divides the costs: totals over heads at the smallest span of the dense profile, of the estimator and of the squares
+// that are added to it.
 struct KindScale {
-  double main = 0, absolute = 0;
+  double main = 0, square = 0;
 };
 using KindScales = std::map<std::pair<int64_t, std::string>, KindScale>;
 KindScales kind_scales(const ProfileRound& dense, const CurveOptions& options);

@@ -12,12 +12,13 @@ namespace {
 constexpr HeadShape kShape{1, 4, 2};  // one layer, two KV heads in groups of two
 
 // Effects [query head][candidate] at spans 64, 128, 256 (the whole length).
-SampleProfile sample(const std::string& kind, std::vector<double> span, std::vector<double> span_abs, int index = 0) {
+SampleProfile sample(const std::string& kind, std::vector<double> span, std::vector<double> span_abs, int index = 0,
+                     std::vector<double> squares = {}) {
   SampleProfile s;
   s.id = "256/" + kind + "/" + std::to_string(index);
   s.kind = kind, s.length = 256, s.accepted = true;
   s.candidate_spans = {64, 128, 256};
-  s.influence = {1, 4, 3, span, span_abs, span_abs};
+  s.influence = {1, 4, 3, span, span_abs, squares.empty() ? span_abs : std::move(squares), span_abs};
   return s;
 }
 
@@ -38,7 +39,7 @@ TEST(Influence, SpanEstimatorIsThePositivePartOfTheGroupsSum) {
   const CurveOptions options;
   const KindScales scales = kind_scales(round, options);
   EXPECT_DOUBLE_EQ(scales.at({256, "a"}).main, 4);
-  EXPECT_DOUBLE_EQ(scales.at({256, "a"}).absolute, 10);
+  EXPECT_DOUBLE_EQ(scales.at({256, "a"}).square, 10);
   const std::vector<LossCurve> curves = loss_curves(cost_tables(round, scales, options), weight_one);
   ASSERT_EQ(curves.size(), 1u);
   EXPECT_EQ(curves[0].spans, (std::vector<int64_t>{64, 128, 256}));
@@ -57,7 +58,7 @@ TEST(Influence, OtherEstimatorsAndQueryHeads) {
     const std::vector<double> expected = {0.6, 0.2, 0, 0.4, 0.05, 0};
     for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(curves[0].loss[i], expected[i], 1e-12) << i;
   }
-  const CurveOptions options{.estimator = Estimator::kSpan, .per_query_head = true, .abs_share = 0};
+  const CurveOptions options{.estimator = Estimator::kSpan, .per_query_head = true, .square_share = 0};
   const std::vector<LossCurve> curves =
       loss_curves(cost_tables(round, kind_scales(round, options), options), weight_one);
   ASSERT_EQ(curves[0].loss.size(), 12u);
@@ -68,7 +69,7 @@ TEST(Influence, OtherEstimatorsAndQueryHeads) {
 // Under a plan of span 128: 64 removes (cost, positive), 256 brings back (gain, negative); dense is shifted to 0.
 TEST(Influence, UnderAPlanLongerSpansGainAndDenseCostsNothing) {
   const ProfileRound dense = dense_round();
-  const CurveOptions options{.abs_share = 0};
+  const CurveOptions options{.square_share = 0};
   ProfileRound round{"step-1",
                      SpanPlan::from_rules(kShape, {{{128, 0}, {128, 0}}}, /*per_query_head=*/false),
                      {sample("a", {2, 0, -4, 0, 0, -4, /**/ -2, 0, 8, 0, 0, 0}, std::vector<double>(12, 1.0))}};
@@ -84,7 +85,7 @@ TEST(Influence, KindsAreNormalisedWeighedAndBlended) {
   SampleProfile wrong = sample("a", std::vector<double>(12, 1e9), std::vector<double>(12, 1e9), 2);
   wrong.accepted = false;
   round.samples.push_back(wrong);
-  const CurveOptions options{.abs_share = 0};
+  const CurveOptions options{.square_share = 0};
   const KindScales scales = kind_scales(round, options);
   CostTables tables = cost_tables(round, scales, options);
   EXPECT_EQ(tables.size(), 2u);
@@ -97,14 +98,14 @@ TEST(Influence, KindsAreNormalisedWeighedAndBlended) {
   EXPECT_NEAR(tables.at({256, "a"}).cost[0], 1.5 / 4, 1e-12);
 }
 
-TEST(Influence, AbsoluteEffectsCountMoreInText) {
+TEST(Influence, SquaresCountMoreInText) {
   const std::vector<double> span = {1, 0, 0, 0, 0, 0, /**/ 1, 0, 0, 0, 0, 0}, abs(12, 2.0);
-  const CurveOptions options{.abs_share = 0.5, .text_abs_share = 4};
+  const CurveOptions options{.square_share = 0.5, .text_square_share = 4};
   for (const std::string kind : {"text", "a"}) {
     ProfileRound round = dense_round();
     round.samples = {sample(kind, span, abs)};
     const KindScales scales = kind_scales(round, options);
-    const double all = scales.at({256, kind}).absolute;
+    const double all = scales.at({256, kind}).square;
     const CostTables tables = cost_tables(round, scales, options);
     const double of_span = 1.0 / scales.at({256, kind}).main, share = kind == "text" ? 4 : 0.5;
     // The whole length costs 0, so what all spans have in common falls out: only the first row's own effect is left.

@@ -169,6 +169,7 @@ void RunDirectory::write_profile(std::string_view round, const SampleProfile& p)
     document["n_heads"] = p.influence.n_heads;
     document["influence"] = {{"span", shortened(p.influence.span)},
                              {"span_abs", shortened(p.influence.span_abs)},
+                             {"span_square", shortened(p.influence.span_square)},
                              {"pairwise", shortened(p.influence.pairwise)}};
   }
   // One number a line would make a file of thousands of lines.
@@ -207,9 +208,10 @@ SampleProfile RunDirectory::read_profile(std::string_view round, const Calibrati
   const auto values = field<OrderedJson>(object, "influence", from);
   in.span = field<std::vector<double>>(values, "span", from),
   in.span_abs = field<std::vector<double>>(values, "span_abs", from);
+  in.span_square = field<std::vector<double>>(values, "span_square", from);
   in.pairwise = field<std::vector<double>>(values, "pairwise", from);
   const bool sane = in.n_layers >= 1 && in.n_layers <= (1 << 16) && in.n_heads >= 1 && in.n_heads <= (1 << 16);
-  for (const auto* part : {&in.span, &in.span_abs, &in.pairwise})
+  for (const auto* part : {&in.span, &in.span_abs, &in.span_square, &in.pairwise})
     if (!sane || part->size() != in.at(in.n_layers, 0, 0))
       throw Error::bad_file(from, "found ", part->size(),
                             " influences, wanted one for each layer, head and candidate span");

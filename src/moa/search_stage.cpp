@@ -75,11 +75,12 @@ SearchProblem search_problem(const CompressOptions& options, const HeadShape& sh
     if (static_cast<double>(p.n_sink_tokens + kBlockTokens) <= 0.5 * density * static_cast<double>(length))
       p.bounded_lengths.push_back(length);
   if (p.bounded_lengths.empty()) p.bounded_lengths = {lengths.back()};
-  // Steps of a sixteenth of the longest profiled length, whole blocks: 256 tokens for 1k, 2k, 4k.
+  // Steps of a 32nd of the longest profiled length, whole blocks: 128 tokens for 1k, 2k, 4k. Twice as wide, the perplexity of
+  // WikiText-2 at a density of 0.125 is +40% / +42%, not +29% / +22% (SmolLM2-135M, 4k / 8k, three seeds).
   const int64_t longest = *std::max_element(options.lengths.begin(), options.lengths.end());
   p.rules =
       make_rules(options.lengths, options.extend,
-                 {.alpha_step = std::max<int64_t>(1, longest / (16 * kBlockTokens)) * kBlockTokens, .beta_parts = 16});
+                 {.alpha_step = std::max<int64_t>(1, longest / (32 * kBlockTokens)) * kBlockTokens, .beta_parts = 32});
   return p;
 }
 

@@ -50,7 +50,7 @@ SampleProfile small_sample(double log_odds) {
   s.log_odds = log_odds, s.dense_log_odds = 5;
   s.candidate_spans = {64, 256, 512, 1024};
   const std::vector<double> effects = {4, 3, 2, 0, 3, 2, 1, 0, 2, 1, 1, 0, 1, 0, 0, 0};
-  s.influence = {2, 2, 4, effects, effects, effects};
+  s.influence = {2, 2, 4, effects, effects, effects, effects};
   return s;
 }
 

@@ -38,6 +38,8 @@ struct SpanInfluence {
   int64_t n_layers = 0, n_heads = 0, n_candidates = 0;
   std::vector<double> span;      // signed change of the loss, first order: sum over rows of e_i(S)
   std::vector<double> span_abs;  // sum over rows of |e_i(S)|
+  // Sum over rows of e_i(S)^2: of a text's cross-entropy twice what removing the keys costs to second order (docs/compress.md).
+  std::vector<double> span_square;
   std::vector<double> pairwise;  // sum over rows and removed keys of |E_ij|; 0 for added keys
   size_t at(int64_t layer, int64_t head, int64_t candidate) const {
     return static_cast<size_t>((layer * n_heads + head) * n_candidates + candidate);

@@ -262,6 +262,7 @@ void TransformerProfiler::attention_backward(int64_t layer, const ProfileRequest
                            .candidates = request.candidate_spans,
                            .span = influence.span.data() + at,
                            .span_abs = influence.span_abs.data() + at,
+                           .span_square = influence.span_square.data() + at,
                            .pairwise = influence.pairwise.data() + at},
                           context_);
   if (!go_on) return;
@@ -284,9 +285,9 @@ void TransformerProfiler::attention_backward(int64_t layer, const ProfileRequest
 
 SpanInfluence TransformerProfiler::backward(const ProfileRequest& request) {
   POLYSPAN_CHECK(std::ssize(request.tokens) == n_tokens_, "backward() without its forward()");
-  SpanInfluence influence{config_.n_layers, config_.n_heads, std::ssize(request.candidate_spans), {}, {}, {}};
+  SpanInfluence influence{config_.n_layers, config_.n_heads, std::ssize(request.candidate_spans), {}, {}, {}, {}};
   influence.span.assign(influence.at(config_.n_layers, 0, 0), 0.0);
-  influence.span_abs = influence.pairwise = influence.span;
+  influence.span_abs = influence.span_square = influence.pairwise = influence.span;
   loss_gradient(request);
   for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) {
     ffn_backward(layer);

@@ -136,6 +136,7 @@ void add_effects(const AttentionGradientArgs& args, int64_t head, const RowSums&
                  effect = -w / kept;
     args.span[head * n + c] += effect;
     args.span_abs[head * n + c] += effect < 0 ? -effect : effect;
+    args.span_square[head * n + c] += effect * effect;
     args.pairwise[head * n + c] += pairs;
   }
   a = w = 0;
@@ -145,6 +146,7 @@ void add_effects(const AttentionGradientArgs& args, int64_t head, const RowSums&
     const double effect = w / (1.0 + a);
     args.span[head * n + c] += effect;
     args.span_abs[head * n + c] += effect < 0 ? -effect : effect;
+    args.span_square[head * n + c] += effect * effect;
   }
 }
 

@@ -111,6 +111,7 @@ struct AttentionGradientArgs {
   int64_t n_candidates;
   double* span;  // [n_rep, n_candidates]: model/span_profiler.h
   double* span_abs;
+  double* span_square;
   double* pairwise;
 };
 
@@ -131,18 +132,18 @@ struct RopeRowArgs {
 // The state is kept transposed, so that 16 channels of a head fill a vector and no sum runs across lanes.
 struct ScanArgs {
   int64_t n_tokens, head_dim, d_state;
-  const float* x;      // token t: x + t * x_stride, [head_dim]
+  const float* x;  // token t: x + t * x_stride, [head_dim]
   int64_t x_stride;
-  const float* B;      // token t: B + t * bc_stride, [d_state]
+  const float* B;  // token t: B + t * bc_stride, [d_state]
   const float* C;
   int64_t bc_stride;
   const float* decay;  // token t: decay[t * dt_stride]
   const float* dt;
   int64_t dt_stride;
   float D;
-  float* y;            // token t: y + t * y_stride, [head_dim]
+  float* y;  // token t: y + t * y_stride, [head_dim]
   int64_t y_stride;
-  float* state;        // [d_state, head_dim], in and out
+  float* state;  // [d_state, head_dim], in and out
 };
 
 // out = silu(bias + sum_k weight[k] * rows[k]), elementwise: a depthwise causal convolution at one token.
@@ -163,11 +164,11 @@ struct AttendRun {
 };
 struct AttendRowArgs {
   int64_t head_dim, value_dim;
-  const float* q;       // [head_dim], scaled
+  const float* q;  // [head_dim], scaled
   const AttendRun* runs;
-  int64_t n_runs;       // at least one key is seen
-  float* out;           // [value_dim]
-  float* scratch;       // as many floats as keys
+  int64_t n_runs;  // at least one key is seen
+  float* out;      // [value_dim]
+  float* scratch;  // as many floats as keys
 };
 
 inline constexpr int64_t kDecodePieceSlots = 512;  // keys of one piece of a decode attention

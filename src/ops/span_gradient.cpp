@@ -117,7 +117,7 @@ void SpanGradient::backward(const SpanGradientArgs& args, OpContext& context) {
   context.reserve_scratch(static_cast<int64_t>(sizeof(float)) *
                           (n_rows * (4 * d_ + 1) + attention_gradient_scratch_floats(n_rows, n_candidates)));
   // Effects of every item by itself, added up in order: [items][3][n_rep, n_candidates].
-  const int64_t n_items = shape_.n_kv_heads * n_parts_, per_item = 3 * n_rep_ * n_candidates;
+  const int64_t n_items = shape_.n_kv_heads * n_parts_, per_item = 4 * n_rep_ * n_candidates;
   std::vector<double> effects(static_cast<size_t>(n_items * per_item), 0.0);
   context.team().each(n_items, [&](int64_t item, int thread) {
     const int64_t kv_head = item % shape_.n_kv_heads, index = item / shape_.n_kv_heads, at = kv_head * n_padded_ * d_;
@@ -156,7 +156,8 @@ void SpanGradient::backward(const SpanGradientArgs& args, OpContext& context) {
            .n_candidates = n_candidates,
            .span = sums,
            .span_abs = sums + n_rep_ * n_candidates,
-           .pairwise = sums + 2 * n_rep_ * n_candidates});
+           .span_square = sums + 2 * n_rep_ * n_candidates,
+           .pairwise = sums + 3 * n_rep_ * n_candidates});
       if (gradient) scatter(dq_rows, shape_, kv_head, block, d_, args.dq);
     }
   });
@@ -166,7 +167,8 @@ void SpanGradient::backward(const SpanGradientArgs& args, OpContext& context) {
     for (int64_t i = 0; i < n_rep_ * n_candidates; ++i) {
       args.span[to + i] += sums[i];
       args.span_abs[to + i] += sums[n_rep_ * n_candidates + i];
-      args.pairwise[to + i] += sums[2 * n_rep_ * n_candidates + i];
+      args.span_square[to + i] += sums[2 * n_rep_ * n_candidates + i];
+      args.pairwise[to + i] += sums[3 * n_rep_ * n_candidates + i];
     }
   }
   if (!gradient) return;

@@ -32,8 +32,9 @@ struct SpanGradientArgs {
   const float* d_out = nullptr;                       // [n_tokens, n_heads, head_dim]
   float *dq = nullptr, *dk = nullptr, *dv = nullptr;  // as q, k, v; written. All null: no gradients wanted
   std::span<const int64_t> candidates = {};           // ascending spans
-  // [n_heads, candidates.size()], added to: sums over rows of e_i, of |e_i|, and over rows and removed keys of |E_ij|.
-  double *span = nullptr, *span_abs = nullptr, *pairwise = nullptr;
+  // [n_heads, candidates.size()], added to: sums over rows of e_i, of |e_i|, of e_i^2, and over rows and removed keys of
+  // |E_ij|.
+  double *span = nullptr, *span_abs = nullptr, *span_square = nullptr, *pairwise = nullptr;
 };
 
 // Results do not depend, to the bit, on the number of threads.

@@ -63,6 +63,7 @@ void span_gradient_reference(const GradientShape& s, const float* k, const float
         const double effect = candidate < span ? (m * d_row - g) / kept(m) : (g - m * d_row) / (1 + m);
         args.span[head * n_candidates + c] += effect;
         args.span_abs[head * n_candidates + c] += std::abs(effect);
+        args.span_square[head * n_candidates + c] += effect * effect;
         args.pairwise[head * n_candidates + c] += pairs;
       }
     }

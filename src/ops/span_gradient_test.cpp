@@ -64,6 +64,7 @@ TEST(SpanGradient, ThreadsAndLeftOutGradientsChangeNoBit) {
   EXPECT_EQ(one.pairwise, two.pairwise);
   EXPECT_EQ(one.span, sums_only.span);
   EXPECT_EQ(one.span_abs, sums_only.span_abs);
+  EXPECT_EQ(one.span_square, sums_only.span_square);
 }
 
 // The sum of dO . O over all rows when one head's span is `span`: what the effects are the first-order change of, and,

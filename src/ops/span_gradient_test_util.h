@@ -41,7 +41,7 @@ struct GradientCase {
 
 struct GradientResult {
   std::vector<float> out, log_sum, dq, dk, dv;
-  std::vector<double> span, span_abs, pairwise;
+  std::vector<double> span, span_abs, span_square, pairwise;
 };
 
 inline GradientResult empty_result(const GradientCase& c) {
@@ -52,7 +52,7 @@ inline GradientResult empty_result(const GradientCase& c) {
   r.out.assign(n(s.n_tokens * s.n_heads * s.head_dim), NAN), r.log_sum.assign(n(s.n_tokens * s.n_heads), NAN);
   r.dq.assign(r.out.size(), NAN), r.dk.assign(n(s.n_tokens * s.n_kv_heads * s.head_dim), NAN),
       r.dv.assign(r.dk.size(), NAN);
-  r.span.assign(n_effects, 0.0), r.span_abs = r.span, r.pairwise = r.span;
+  r.span.assign(n_effects, 0.0), r.span_abs = r.span_square = r.pairwise = r.span;
   return r;
 }
 
@@ -64,7 +64,8 @@ inline SpanGradientArgs arguments(const GradientCase& c, GradientResult& r, bool
                         .d_out = c.d_out.data()};
   if (gradients) args.dq = r.dq.data(), args.dk = r.dk.data(), args.dv = r.dv.data();
   args.candidates = c.candidates;
-  args.span = r.span.data(), args.span_abs = r.span_abs.data(), args.pairwise = r.pairwise.data();
+  args.span = r.span.data(), args.span_abs = r.span_abs.data();
+  args.span_square = r.span_square.data(), args.pairwise = r.pairwise.data();
   return args;
 }
 
@@ -99,6 +100,7 @@ inline void expect_reference(const GradientCase& c, const GradientResult& actual
   // Where little of a row is left, 1 - m in floats loses digits: 1e-7 of it over as little as kLeastKeptShare.
   expect_near(actual.span, expected.span, 5e-4);
   expect_near(actual.span_abs, expected.span_abs, 5e-4);
+  expect_near(actual.span_square, expected.span_square, 1e-3);
   expect_near(actual.pairwise, expected.pairwise, 1e-4);
 }
 
