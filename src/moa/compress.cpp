@@ -156,14 +156,11 @@ class Compressor {
     double dense_loss = 0;
     for (const ValidationSample& sample : samples)
       dense_loss += sample.dense_loss / static_cast<double>(samples.size());
-    // The plan that the search ends with wins unless another is better by more than noise.
-    const auto annealed = std::find_if(rows.begin(), rows.end(),
-                                       [&](const ValidationRow& row) { return row.name == candidates[0].name; });
-    const ValidationRow& winner = annealed->loss <= rows[0].loss + kTie ? *annealed : rows[0];
+    const ValidationRow& best = winner(rows, candidates);
     std::ostringstream why;
     why.precision(3);
-    why << (winner.name == rows[0].name ? "the least loss" : "close to the least loss") << " above dense on "
-        << winner.n_samples << " held-out samples of " << options_.validation_length() << " tokens: " << winner.loss;
+    why << (best.name == rows[0].name ? "the least loss" : "close to the least loss") << " above dense on "
+        << best.n_samples << " held-out samples of " << options_.validation_length() << " tokens: " << best.loss;
     for (const ValidationRow& row : rows)
       if (row.name == "uniform") why << "; uniform " << row.loss << (row.stopped.empty() ? "" : ", left early");
     OrderedJson row_json = OrderedJson::array();
@@ -188,7 +185,7 @@ class Compressor {
                            {"n_samples", std::ssize(samples)},
                            {"dense_loss", dense_loss},
                            {"rows", row_json},
-                           {"winner", winner.name},
+                           {"winner", best.name},
                            {"why", why.str()}});
   }
 

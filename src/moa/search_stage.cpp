@@ -9,7 +9,7 @@
 namespace polyspan {
 namespace {
 
-constexpr int64_t kFrontSteps = 5;      // of the epsilon-constraint grid
+constexpr int64_t kFrontSteps = 2;      // of the epsilon-constraint grid
 constexpr int64_t kFrontValidated = 1;  // plans of the front that are validated beside the one of least sum
 constexpr int64_t kWindow = 256;        // of the two-valued baseline
 // Measured with the prototype on SmolLM2-135M and Qwen2.5-Coder-0.5B: replacing the tables instead of blending costs text
@@ -184,10 +184,10 @@ std::optional<NamedPlan> SearchStage::anneal(double density, OrderedJson& rounds
 std::vector<NamedPlan> SearchStage::find(double density) {
   POLYSPAN_CHECK(density < reached_, "densities in descending order");
   std::vector<NamedPlan> candidates;
-  const auto add = [&](std::string name, SpanPlan plan, bool baseline) {
+  const auto add = [&](std::string name, SpanPlan plan, bool baseline, bool within_density = true) {
     for (const NamedPlan& other : candidates)
       if (!other.baseline && !baseline && same_rules(other.plan, plan)) return;
-    candidates.push_back({std::move(name), std::move(plan), baseline});
+    candidates.push_back({std::move(name), std::move(plan), baseline, within_density});
     save(density, candidates.back(), options_.influence);
   };
   const SearchProblem one_shot = search_problem(options_, shape_, curves(dense_tables_, {}), density);
@@ -215,7 +215,8 @@ std::vector<NamedPlan> SearchStage::find(double density) {
   std::erase_if(two.bounded_lengths, [&](int64_t length) {
     return static_cast<double>(two.n_sink_tokens + kWindow) > 0.9 * density * static_cast<double>(length);
   });
-  if (!two.bounded_lengths.empty()) add("two-valued", two_valued(two, kWindow).plan, true);
+  if (!two.bounded_lengths.empty())
+    add("two-valued", two_valued(two, kWindow).plan, true, two.bounded_lengths == one_shot.bounded_lengths);
   add("uniform", SpanPlan::uniform(shape_, density), true);
   write_other_estimators(density);
   run_.write_json("search/" + density_name(density) + ".json", {{"density", density},

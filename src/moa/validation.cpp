@@ -101,4 +101,20 @@ std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> c
   return rows;
 }
 
+const ValidationRow& winner(std::span<const ValidationRow> rows, std::span<const NamedPlan> candidates) {
+  const ValidationRow *best = nullptr, *found = nullptr, *first = nullptr;
+  for (const ValidationRow& row : rows) {  // best first
+    const auto& plan =
+        *std::find_if(candidates.begin(), candidates.end(), [&](const NamedPlan& c) { return c.name == row.name; });
+    if (!plan.within_density || (best != nullptr && !row.stopped.empty())) continue;
+    if (best == nullptr) best = &row;
+    if (found == nullptr && !plan.baseline) found = &row;
+    if (row.name == candidates[0].name) first = &row;
+  }
+  POLYSPAN_CHECK(best != nullptr);
+  for (const ValidationRow* preferred : {first, found})
+    if (preferred != nullptr && preferred->loss <= best->loss + kTie) return *preferred;
+  return *best;
+}
+
 }  // namespace polyspan

@@ -28,7 +28,8 @@ std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sa
 struct NamedPlan {
   std::string name;
   SpanPlan plan;
-  bool baseline = false;  // uniform, two-valued: shown, and never the winner unless nothing beats it
+  bool baseline = false;       // uniform, two-valued: shown, and the winner only where it is clearly better
+  bool within_density = true;  // at every bounded length; else it is shown and never wins
 };
 
 struct ValidationRow {
@@ -59,5 +60,8 @@ inline constexpr double kTie = 0.02;  // a difference that the noise of a few sa
 inline constexpr double kClearlyWorse = 0.6;
 std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,
                                     std::span<const ValidationSample> samples, Progress& progress);
+// Of validate's rows: the first candidate where none is better by more than kTie, else the best of those that are no
+// baseline, unless a baseline is better by more than that.
+const ValidationRow& winner(std::span<const ValidationRow> rows, std::span<const NamedPlan> candidates);
 
 }  // namespace polyspan

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace polyspan {
 namespace {
 
@@ -13,6 +15,25 @@ TEST(Validation, BeatingDenseAtRetrievalBuysNothing) {
   EXPECT_DOUBLE_EQ(lost(of_retrieval, 2.5), 0.5);
   EXPECT_DOUBLE_EQ(lost(of_text, 2.5), kTextCounts * 0.5);
   EXPECT_DOUBLE_EQ(lost(of_text, 1.5), -kTextCounts * 0.5);
+}
+
+TEST(Validation, ABaselineWinsOnlyWhereItIsClearlyBetter) {
+  const SpanPlan plan = SpanPlan::dense({1, 1, 1});
+  const auto name = [&](double annealed, double one_shot, double uniform, bool within = true) {
+    const std::vector<NamedPlan> candidates = {
+        {"annealed", plan}, {"one-shot", plan}, {"uniform", plan, /*baseline=*/true, within}};
+    std::vector<ValidationRow> rows(3);
+    rows[0].name = "annealed", rows[0].loss = annealed;
+    rows[1].name = "one-shot", rows[1].loss = one_shot;
+    rows[2].name = "uniform", rows[2].loss = uniform;
+    std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.loss < b.loss; });
+    return winner(rows, candidates).name;
+  };
+  EXPECT_EQ(name(0.5, 0.49, 0.485), "annealed");
+  EXPECT_EQ(name(0.5, 0.4, 0.6), "one-shot");
+  EXPECT_EQ(name(0.5, 0.4, 0.39), "one-shot");
+  EXPECT_EQ(name(0.5, 0.4, 0.3), "uniform");
+  EXPECT_EQ(name(0.5, 0.4, 0.3, /*within=*/false), "one-shot");
 }
 
 }  // namespace
