@@ -128,8 +128,9 @@ void add_compress(CLI::App& app) {
   command->add_option("--samples", a->samples,
                       "samples of each kind and length that the model answers rightly (default: 2)");
   command
-      ->add_option("--kinds", a->kinds,
-                   "kinds of samples: passkey-repeated, passkey-natural, multikey, copy, section, text, document")
+      ->add_option(
+          "--kinds", a->kinds,
+          "kinds of samples: passkey-repeated, passkey-natural, multikey, records, copy, section, text, document")
       ->delimiter(',');
   command->add_option("--documents", a->documents,
                       "JSONL file of your documents: context, question, optionally answer");

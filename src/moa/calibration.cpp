@@ -12,9 +12,10 @@ namespace polyspan {
 namespace {
 
 constexpr std::string_view kPasskeyRepeated = "passkey-repeated", kPasskeyNatural = "passkey-natural";
-constexpr std::string_view kMultikey = "multikey", kCopy = "copy", kSection = "section", kText = "text";
+constexpr std::string_view kMultikey = "multikey", kRecords = "records", kCopy = "copy", kSection = "section",
+                           kText = "text";
 constexpr std::string_view kDocument = "document";
-constexpr std::string_view kKinds[] = {kPasskeyRepeated, kPasskeyNatural, kMultikey, kCopy, kSection, kText};
+constexpr std::string_view kKinds[] = {kPasskeyRepeated, kPasskeyNatural, kMultikey, kRecords, kCopy, kSection, kText};
 
 // Bit 62 is set. Evaluation's pass-key seeds are small numbers (PasskeyGenerator doubles a seed, so bit 63 would be
 // lost).
@@ -55,6 +56,7 @@ struct CalibrationSource::Parts {
     if (kind == kPasskeyNatural)
       return material.passkey(FillerKind::kNatural, length, seed, {1, needle_depth(length, index, seed)});
     if (kind == kMultikey) return material.multikey(length, seed);
+    if (kind == kRecords) return material.records(length, seed, needle_depth(length, index, seed));
     if (kind == kCopy) return material.copy(length, seed);
     if (kind == kSection) return material.section(length, seed);
     if (kind == kText) return material.text(length, seed);

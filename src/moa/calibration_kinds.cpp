@@ -16,6 +16,7 @@
 
 #include "core/error.h"
 #include "eval/prompt_frame.h"
+#include "eval/words.h"
 #include "moa/calibration_parts.h"
 
 namespace polyspan::calibration {
@@ -27,7 +28,8 @@ constexpr int64_t kQuoted = 10, kMostContinued = 48;                        // t
 // The answer's opening goes on with a few words more than the question quotes: right after the quote a small model also
 // goes on as the question does, with its end.
 constexpr int64_t kGivenMore = 4;
-constexpr int64_t kWordTokens = 4;  // of a word, when words are cut apart
+constexpr int64_t kLeastRecord = 8;  // tokens of one of "records", at least
+constexpr int64_t kWordTokens = 4;   // of a word, when words are cut apart
 constexpr int64_t kMostTextTargets = 2048;
 constexpr int64_t kTries = 16;  // for a passage whose beginning stands in the text once
 
@@ -138,6 +140,40 @@ Draft Material::multikey(int64_t length, uint64_t seed) const {
   PasskeyVariant variant;
   variant.n_keys = RandomSource{seed}.between(4, 6);
   return passkey(FillerKind::kNatural, length, seed, variant);
+}
+
+// Records of a name and a number, as many as fit; what is left over is text before them.
+Draft Material::records(int64_t length, uint64_t seed, double place) const {
+  constexpr std::string_view kNumberOf = "The number of ";
+  RandomSource random{seed};
+  DistinctValues values(random);
+  const int64_t most = std::min(length / kLeastRecord, DistinctValues::n_word_pairs() * 3 / 4);
+  std::vector<TokenId> body;
+  std::vector<int64_t> ends;
+  std::vector<std::pair<std::string, std::string>> all;
+  while (std::ssize(all) < most && std::ssize(body) < length) {
+    const auto& [name, number] = all.emplace_back(values.word_pair(), values.number(5));
+    const std::vector<TokenId> record = tokenizer_.encode(std::string(kNumberOf) + name + " is " + number + ".\n", {});
+    body.insert(body.end(), record.begin(), record.end());
+    ends.push_back(std::ssize(body));
+  }
+  for (int64_t n = std::ssize(all); n >= 2; --n) {  // the frame's length depends a little on the name asked for
+    const auto& [name, number] = all[static_cast<size_t>(place * static_cast<double>(n))];
+    const std::string opening = std::string(kNumberOf) + name + " is ";
+    const PromptFrame frame(tokenizer_, format_,
+                            "Below are records, each of a name and its number. Remember the numbers.\n\n",
+                            "\nWhat is the number of " + name + "?", opening);
+    const std::vector<TokenId> answer = continuation(tokenizer_, opening, number);
+    const int64_t n_body = ends[static_cast<size_t>(n - 1)], left = length - frame.size() - std::ssize(answer) - n_body;
+    if (left < 0) continue;
+    Draft draft{frame.head, {}};
+    draft.append(flat(sentence_start(0, std::ssize(flat_) - left, random), left));
+    draft.append(std::span(body).first(static_cast<size_t>(n_body)));
+    draft.append(frame.tail);
+    draft.append_answer(answer);
+    return draft;
+  }
+  throw Error::bad_input("records in ", length, " tokens: not even two and the question fit");
 }
 
 // Text that ends with a sentence, then the passage again.

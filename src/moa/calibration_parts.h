@@ -36,6 +36,7 @@ class Material {
   // All have exactly `length` tokens. Throw Error (kBadInput) for lengths that are too short for their kind.
   Draft passkey(FillerKind filler, int64_t length, uint64_t seed, const PasskeyVariant& variant = {}) const;
   Draft multikey(int64_t length, uint64_t seed) const;
+  Draft records(int64_t length, uint64_t seed, double place) const;  // place: of the record asked for, in [0, 1)
   Draft copy(int64_t length, uint64_t seed) const;
   Draft section(int64_t length, uint64_t seed) const;
   Draft text(int64_t length, uint64_t seed) const;

@@ -89,6 +89,24 @@ TEST_F(Calibration, PasskeysAreTheDigits) {
   EXPECT_EQ(n_keys, (std::set<int64_t>{4, 5, 6}));
 }
 
+TEST_F(Calibration, RecordsFillThePromptAndOneIsAskedFor) {
+  CalibrationSource source(*tiny_, options_with(), 3000);
+  for (int64_t index = 0; index < 6; ++index) {
+    const CalibrationSample sample = source.make("records", 2400, index);
+    SCOPED_TRACE(sample.id);
+    const std::string prompt = prompt_of(*tiny_, sample);
+    const size_t opening = prompt.rfind("The number of ");
+    ASSERT_NE(opening, prompt.npos);
+    const std::string record = prompt.substr(opening) + sample.answer + ".\n";
+    EXPECT_EQ(count(prompt, record), 1) << record;
+    EXPECT_EQ(count(prompt, sample.answer), 1);
+    EXPECT_GE(count(prompt, "The number of "), 30);
+    // Even indices ask for one of the first records.
+    const int64_t before = count(prompt.substr(0, prompt.find(record)), "The number of ");
+    EXPECT_LE(before, index % 2 == 0 ? 4 : 200);
+  }
+}
+
 TEST_F(Calibration, PasskeysAreNotThoseOfTheEvaluation) {
   std::set<std::vector<TokenId>> evaluation;
   PasskeyOptions asked;

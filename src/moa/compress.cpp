@@ -116,12 +116,16 @@ class Compressor {
     OrderedJson known =
         run_.has(file) ? run_.read_json(file) : OrderedJson{{"length", length}, {"samples", OrderedJson::object()}};
     const SpanPlan dense = SpanPlan::dense(engine_.config().head_shape());
-    std::vector<int64_t> next(samples_.kinds().size(), 0);
+    std::vector<std::string> kinds;
+    for (const std::string& kind : samples_.kinds())
+      if (stage_.answers(kind, length)) kinds.push_back(kind);
+    if (kinds.empty()) kinds = samples_.kinds();
+    std::vector<int64_t> next(kinds.size(), 0);
     progress_.start("the dense model on held-out samples", options_.validation_samples);
     for (int64_t tried = 0;
          std::ssize(validation_) < options_.validation_samples && tried < 4 * options_.validation_samples; ++tried) {
-      const size_t kind = static_cast<size_t>(tried) % samples_.kinds().size();
-      const CalibrationSample& sample = samples_.get("validation", samples_.kinds()[kind], length, next[kind]++);
+      const size_t kind = static_cast<size_t>(tried) % kinds.size();
+      const CalibrationSample& sample = samples_.get("validation", kinds[kind], length, next[kind]++);
       OrderedJson& entry = known["samples"][sample.id];
       if (entry.is_null()) {
         const std::vector<TargetScore> scores = score_targets(engine_, dense, sample, sample.targets);

@@ -49,7 +49,7 @@ SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOption
     throw Error::bad_input("no running text was found on this system: give one with --text FILE");
   }
   if (kinds_.empty()) {
-    kinds_ = {"passkey-natural", "passkey-repeated", "text"};
+    kinds_ = {"passkey-natural", "text", "passkey-repeated", "records"};
     if (!calibration_.documents.empty()) kinds_.insert(kinds_.begin(), "document");
   }
   longest_ = std::max(options.validation_length(), *std::max_element(options.lengths.begin(), options.lengths.end()));
@@ -129,6 +129,11 @@ SampleProfile ProfileStage::profile(const CalibrationSample& sample, const SpanP
   return run_.read_profile(round, sample);  // as a resumed run sees it, to the digit
 }
 
+bool ProfileStage::answers(const std::string& kind, int64_t length) const {
+  const auto found = unanswered_from_.find(kind);
+  return found == unanswered_from_.end() || length < found->second;
+}
+
 int64_t ProfileStage::take(ProfileRound& round, const std::string& kind, int64_t length, int64_t n) {
   int64_t accepted = 0, tried = 0;
   for (; accepted < n && tried < kTriesPerSample * n; ++tried) {
@@ -152,7 +157,12 @@ ProfileRound ProfileStage::dense() {
   progress_.start("profiling the dense model", total);
   for (const int64_t length : options_.lengths) {
     int64_t accepted = 0;
-    for (const std::string& kind : samples_.kinds()) accepted += take(round, kind, length, options_.samples);
+    for (const std::string& kind : samples_.kinds()) {
+      if (!answers(kind, length)) continue;
+      const int64_t of_kind = take(round, kind, length, options_.samples);
+      if (of_kind == 0) unanswered_from_[kind] = length;
+      accepted += of_kind;
+    }
     if (accepted == 0)
       throw Error::bad_input("no sample of ", length,
                              " tokens was accepted: the dense model answers none of them rightly; try shorter "
@@ -170,10 +180,13 @@ ProfileRound ProfileStage::dense() {
 
 ProfileRound ProfileStage::under(const SpanPlan& plan, const std::string& name, int64_t length) {
   ProfileRound round{name, plan, {}};
+  std::vector<std::string> kinds;
+  for (const std::string& kind : samples_.kinds())
+    if (answers(kind, length)) kinds.push_back(kind);
   work_done_ = 0;
   progress_.start("profile " + name + " under the plan so far",
-                  std::ssize(samples_.kinds()) * options_.step_samples * work(length));
-  for (const std::string& kind : samples_.kinds()) take(round, kind, length, options_.step_samples);
+                  std::ssize(kinds) * options_.step_samples * work(length));
+  for (const std::string& kind : kinds) take(round, kind, length, options_.step_samples);
   progress_.finish();
   return round;
 }

@@ -41,11 +41,12 @@ class ProfileStage {
       : run_(run), engine_(engine), options_(options), samples_(samples), progress_(progress) {}
 
   // Under the dense plan: `samples` accepted ones of each kind and length, or as many as kTriesPerSample draws for each give.
-  // Throws Error (kBadInput) where a length keeps none.
+  // A kind of which a length keeps none is not drawn at longer ones. Throws Error (kBadInput) where a length keeps no sample.
   ProfileRound dense();
-  // Under `plan`, at one length: `step_samples` of each retrieval kind, twice as many of running text, none of them seen
-  // before.
+  // Under `plan`, at one length: `step_samples` of each kind, none of them seen before.
   ProfileRound under(const SpanPlan& plan, const std::string& name, int64_t length);
+  // Whether the dense model answered any sample of the kind at this length or a shorter one; as far as dense() came.
+  bool answers(const std::string& kind, int64_t length) const;
 
  private:
   // A sample that dense gets wrong is not accepted: its result says so and has no influence.
@@ -62,6 +63,7 @@ class ProfileStage {
   using KindAndLength = std::pair<std::string, int64_t>;
   std::map<KindAndLength, int64_t> next_index_;
   std::map<KindAndLength, double> dense_log_odds_;  // mean over the accepted samples of the dense profile
+  std::map<std::string, int64_t> unanswered_from_;  // the length from which on a kind is not drawn
   int64_t work_done_ = 0;
   std::unique_ptr<SpanProfiler> profiler_;  // made when it is first needed: a resumed run may not
 };

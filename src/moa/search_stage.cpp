@@ -76,11 +76,13 @@ SearchProblem search_problem(const CompressOptions& options, const HeadShape& sh
       p.bounded_lengths.push_back(length);
   if (p.bounded_lengths.empty()) p.bounded_lengths = {lengths.back()};
   // Steps of a 32nd of the longest profiled length, whole blocks: 128 tokens for 1k, 2k, 4k. Twice as wide, the perplexity of
-  // WikiText-2 at a density of 0.125 is +40% / +42%, not +29% / +22% (SmolLM2-135M, 4k / 8k, three seeds).
+  // WikiText-2 at a density of 0.125 is +40% / +42%, not +29% / +22% (SmolLM2-135M, 4k / 8k, three seeds). With a rule for
+  // each query head the solver is too slow for that.
+  const int64_t parts = options.per_query_head ? 16 : 32;
   const int64_t longest = *std::max_element(options.lengths.begin(), options.lengths.end());
-  p.rules =
-      make_rules(options.lengths, options.extend,
-                 {.alpha_step = std::max<int64_t>(1, longest / (32 * kBlockTokens)) * kBlockTokens, .beta_parts = 32});
+  p.rules = make_rules(
+      options.lengths, options.extend,
+      {.alpha_step = std::max<int64_t>(1, longest / (parts * kBlockTokens)) * kBlockTokens, .beta_parts = parts});
   return p;
 }
 
