@@ -68,9 +68,9 @@ Json measure(cuda::CudaTransformer& model, const ModelShape& shape, const SpanPl
     tokens.push_back(static_cast<int32_t>(i));
   }
   model.forward({tokens, sequences});
-  model.continue_greedy(pointers, kWarmSteps);
+  model.continue_decoding(pointers, kWarmSteps);
   cuda::Timer timer;
-  const double ms = timer.milliseconds(model.stream(), [&] { model.continue_greedy(pointers, kSteps); }) /
+  const double ms = timer.milliseconds(model.stream(), [&] { model.continue_decoding(pointers, kSteps); }) /
                     static_cast<double>(kSteps);
   const double rate = static_cast<double>(batch) / ms * 1e3;
   if (plan_name == "dense" && batch == dense_batch) dense_rate = rate;

@@ -204,75 +204,6 @@ __global__ void keep_chunk_kernel(int n_kv_heads, int dim, const KvHeadView* chu
   }
 }
 
-// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011), one of its four words.
-__device__ uint32_t philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2) {
-  uint32_t c[4] = {c0, c1, c2, 0}, k[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t{0xD2511F53u} * c[0], b = uint64_t{0xCD9E8D57u} * c[2];
-    const uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ c[1] ^ k[0], static_cast<uint32_t>(b),
-                              static_cast<uint32_t>(a >> 32) ^ c[3] ^ k[1], static_cast<uint32_t>(a)};
-    for (int i = 0; i < 4; ++i) c[i] = next[i];
-    k[0] += 0x9E3779B9u;
-    k[1] += 0xBB67AE85u;
-  }
-  return c[0];
-}
-
-// One block a row. Shared memory: 2 words a warp.
-template <bool kRandom>
-__global__ void pick_kernel(const float* logits, int64_t vocab_size, float inverse_temperature, uint64_t seed,
-                            int32_t* draw, int32_t* tokens, int32_t* positions) {
-  constexpr int kWarps = 1024 / 32;
-  __shared__ float best_values[kWarps];
-  __shared__ int best_ids[kWarps];
-  const float* const row = logits + blockIdx.x * vocab_size;
-  const uint32_t n_drawn = kRandom ? static_cast<uint32_t>(draw[blockIdx.x]) : 0;
-  float best = -INFINITY;
-  int id = 0x7fffffff;
-  const auto take = [&](float value, int candidate) {
-    if (value > best || (value == best && candidate < id)) {
-      best = value;
-      id = candidate;
-    }
-  };
-  for (int i = threadIdx.x; i < vocab_size; i += blockDim.x) {
-    float value = row[i];
-    if (value != value) continue;
-    if constexpr (kRandom) {
-      // -log(-log(u)), u uniform in (0, 1).
-      const float u =
-          (static_cast<float>(philox(seed, static_cast<uint32_t>(i), blockIdx.x, n_drawn) >> 8) + 0.5f) * 0x1p-24f;
-      value = value * inverse_temperature - logf(-logf(u));
-    }
-    take(value, i);
-  }
-  const auto reduce = [&] {
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const float other = __shfl_xor_sync(0xffffffffu, best, offset);
-      const int other_id = __shfl_xor_sync(0xffffffffu, id, offset);
-      take(other, other_id);
-    }
-  };
-  reduce();
-  if (threadIdx.x % 32 == 0) {
-    best_values[threadIdx.x / 32] = best;
-    best_ids[threadIdx.x / 32] = id;
-  }
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  best = -INFINITY;
-  id = 0x7fffffff;
-  if (threadIdx.x < blockDim.x / 32) {
-    best = best_values[threadIdx.x];
-    id = best_ids[threadIdx.x];
-  }
-  reduce();
-  if (threadIdx.x != 0) return;
-  tokens[blockIdx.x] = id == 0x7fffffff ? 0 : id;
-  if (kRandom) draw[blockIdx.x] += 1;
-  if (positions != nullptr) positions[blockIdx.x] += 1;
-}
-
 template <typename T>
 __global__ void fill_random_kernel(T* out, int64_t n, float limit, uint64_t seed) {
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += int64_t{gridDim.x} * kThreads) {
@@ -357,21 +288,6 @@ void keep_chunk(KvType type, int64_t n_kv_heads, int64_t head_dim, const KvHeadV
     keep_chunk_kernel<__half><<<grid, kThreads, 0, stream.get()>>>(n, dim, chunk, heads, first_position, n_tokens);
   }
   check_launch("keep_chunk");
-}
-
-void pick_greedy(const float* logits, int64_t n_rows, int64_t vocab_size, int32_t* tokens, int32_t* positions,
-                 const Stream& stream) {
-  pick_kernel<false><<<static_cast<unsigned>(n_rows), 1024, 0, stream.get()>>>(logits, vocab_size, 1.0f, 0, nullptr,
-                                                                               tokens, positions);
-  check_launch("pick_greedy");
-}
-
-void pick_random(const float* logits, int64_t n_rows, int64_t vocab_size, float temperature, uint64_t seed,
-                 int32_t* draw, int32_t* tokens, int32_t* positions, const Stream& stream) {
-  POLYSPAN_CHECK(temperature > 0);
-  pick_kernel<true><<<static_cast<unsigned>(n_rows), 1024, 0, stream.get()>>>(logits, vocab_size, 1.0f / temperature,
-                                                                              seed, draw, tokens, positions);
-  check_launch("pick_random");
 }
 
 void fill_random(DType type, void* out, int64_t n, float deviation, uint64_t seed, const Stream& stream) {
