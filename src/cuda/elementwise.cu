@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "cuda/blocks.cuh"
 #include "cuda/number.cuh"
+#include "cuda/overlap.cuh"
 
 namespace polyspan::cuda {
 namespace {
@@ -107,6 +108,7 @@ template <KvType kType>
 __global__ void append_kernel(AppendArgs args) {
   using T = typename KvElement<kType>::type;
   constexpr int kMostPairs = 2;  // of a lane
+  let_next_kernel_start();       // decode attention may prepare itself
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = kThreads / 32;
   const int dim = static_cast<int>(args.head_dim), n_pairs = static_cast<int>(args.n_pairs);
   const int n_rows = static_cast<int>(args.n_heads + 2 * args.n_kv_heads);
@@ -180,7 +182,7 @@ __global__ void append_kernel(AppendArgs args) {
 }
 
 // One warp a (token, KV head).
-template <typename T>
+template <typename T, bool kScaled>
 __global__ void keep_chunk_kernel(int n_kv_heads, int dim, const KvHeadView* chunk, const KvHeadView* heads,
                                   int64_t first_position, int64_t n_tokens) {
   const int lane = threadIdx.x % 32;
@@ -198,7 +200,7 @@ __global__ void keep_chunk_kernel(int n_kv_heads, int dim, const KvHeadView* chu
     if (lane < vectors)
       reinterpret_cast<uint4*>(target + slot * dim)[lane] = reinterpret_cast<const uint4*>(source + token * dim)[lane];
   }
-  if (sizeof(T) == 1 && lane == 0) {
+  if (kScaled && lane == 0) {
     key_scales_of(to, dim)[slot] = key_scales_of(from, dim)[token];
     value_scales_of(to, dim)[slot] = value_scales_of(from, dim)[token];
   }
@@ -274,6 +276,7 @@ void append(const AppendArgs& args, const Stream& stream) {
   if (args.type == KvType::kF16) append_kernel<KvType::kF16><<<grid, kThreads, 0, stream.get()>>>(args);
   if (args.type == KvType::kBF16) append_kernel<KvType::kBF16><<<grid, kThreads, 0, stream.get()>>>(args);
   if (args.type == KvType::kQ8) append_kernel<KvType::kQ8><<<grid, kThreads, 0, stream.get()>>>(args);
+  if (args.type == KvType::kF8) append_kernel<KvType::kF8><<<grid, kThreads, 0, stream.get()>>>(args);
   check_launch("append");
 }
 
@@ -282,10 +285,15 @@ void keep_chunk(KvType type, int64_t n_kv_heads, int64_t head_dim, const KvHeadV
   const int64_t warps = n_tokens * n_kv_heads;
   const unsigned grid = static_cast<unsigned>((warps * 32 + kThreads - 1) / kThreads);
   const int n = static_cast<int>(n_kv_heads), dim = static_cast<int>(head_dim);
+  const auto keep = [&](auto kernel) {
+    kernel<<<grid, kThreads, 0, stream.get()>>>(n, dim, chunk, heads, first_position, n_tokens);
+  };
   if (type == KvType::kQ8) {
-    keep_chunk_kernel<int8_t><<<grid, kThreads, 0, stream.get()>>>(n, dim, chunk, heads, first_position, n_tokens);
+    keep(keep_chunk_kernel<int8_t, true>);
+  } else if (type == KvType::kF8) {
+    keep(keep_chunk_kernel<int8_t, false>);
   } else {  // f16 and bf16 alike: bytes are copied
-    keep_chunk_kernel<__half><<<grid, kThreads, 0, stream.get()>>>(n, dim, chunk, heads, first_position, n_tokens);
+    keep(keep_chunk_kernel<__half, false>);
   }
   check_launch("keep_chunk");
 }

@@ -370,7 +370,7 @@ void CudaTransformer::add_views(KvCache& cache, int64_t layer, std::vector<KvHea
 
 void CudaTransformer::reserve_decode(int64_t n_sequences, KvType type) {
   const ModelConfig& c = config_;
-  const int32_t blocks = decode_attention_blocks(type, c.n_heads, c.n_kv_heads, c.head_dim);
+  const int32_t blocks = decode_attention_blocks(type, c.n_heads, c.n_kv_heads, c.head_dim, DecodeWidth::kBest);
   const int64_t rep_groups = (c.n_heads / c.n_kv_heads + 7) / 8;
   if (n_sequences <= decode_capacity_ && blocks == n_blocks_ && n_sequences <= logit_rows_) return;
   stream_.synchronize();
@@ -436,6 +436,7 @@ void CudaTransformer::update_decode_tables(std::span<KvCache* const> caches) {
   work_until_.clear();
   for (const KvCache* cache : caches)
     work_until_.push_back(std::min(cache->max_tokens(), round_up_to(cache->n_tokens() + 1, kWorkSteps)));
+  const int32_t n_blocks = decode_blocks(n, caches[0]->layout().type);
   std::vector<int32_t> block_begin;
   std::vector<DecodePiece> pieces(static_cast<size_t>(c.n_layers * decode_pieces_));
   for (int64_t layer = 0; layer < c.n_layers; ++layer) {
@@ -447,7 +448,8 @@ void CudaTransformer::update_decode_tables(std::span<KvCache* const> caches) {
         n_slots.push_back(
             static_cast<int32_t>(in_ring <= 0 ? work_until_[s] : h.sink_slots + std::min(h.ring_slots, in_ring)));
       }
-    const DecodeWork work = cut_decode_work(n_slots, c.n_kv_heads, n_blocks_);
+    DecodeWork work = cut_decode_work(n_slots, c.n_kv_heads, n_blocks);
+    work.block_begin.resize(static_cast<size_t>(n_blocks_) + 1, work.block_begin.back());
     POLYSPAN_CHECK(static_cast<int64_t>(work.pieces.size()) <= decode_pieces_);
     block_begin.insert(block_begin.end(), work.block_begin.begin(), work.block_begin.end());
     std::copy(work.pieces.begin(), work.pieces.end(), pieces.begin() + layer * decode_pieces_);
@@ -456,8 +458,15 @@ void CudaTransformer::update_decode_tables(std::span<KvCache* const> caches) {
   copy_to_device(pieces_.data(), pieces.data(), static_cast<int64_t>(pieces.size() * sizeof(DecodePiece)), stream_);
 }
 
+int32_t CudaTransformer::decode_blocks(int64_t n_sequences, KvType type) const {
+  const ModelConfig& c = config_;
+  const DecodeWidth width = decode_attention_width(type, n_sequences, c.n_heads, c.n_kv_heads);
+  return std::min(n_blocks_, decode_attention_blocks(type, c.n_heads, c.n_kv_heads, c.head_dim, width));
+}
+
 void CudaTransformer::record_decode_step(int64_t n, KvType type) {
   const ModelConfig& c = config_;
+  const int32_t n_blocks = decode_blocks(n, type);
   const int64_t n_pairs = c.rope.n_dims / 2;
   embed(embedding_, tokens_.as<int32_t>(), n, x_.as<float>(), stream_);
   rope_table(frequencies_.as<double>(), n_pairs, positions_.as<int32_t>(), 0, n, rope_.as<RopeTurn>(), stream_);
@@ -478,7 +487,7 @@ void CudaTransformer::record_decode_step(int64_t n, KvType type) {
                         .positions = positions_.as<int32_t>(),
                         .block_begin = block_begin_.as<int32_t>() + layer * (n_blocks_ + 1),
                         .pieces = pieces_.as<DecodePiece>() + layer * decode_pieces_,
-                        .n_blocks = n_blocks_,
+                        .n_blocks = n_blocks,
                         .partials = partials_.as<float>(),
                         .counters = counters_.as<int32_t>(),
                         .out_type = out_type,
@@ -531,7 +540,7 @@ void CudaTransformer::continue_decoding(std::span<KvCache* const> caches, int64_
 }
 
 void CudaTransformer::fill_cache(KvCache& cache, int64_t n_tokens, uint64_t seed) {
-  POLYSPAN_CHECK(cache.layout().type != KvType::kQ8);
+  POLYSPAN_CHECK(cache.layout().type == KvType::kF16 || cache.layout().type == KvType::kBF16);
   const DType type = cache.layout().type == KvType::kF16 ? DType::kF16 : DType::kBF16;
   fill_random(type, cache.storage(0, 0), cache.bytes() / 2, 1.0f, seed, stream_);
   cache.advance(n_tokens);

@@ -81,6 +81,7 @@ class CudaTransformer final : public Model {
   void decode(const Batch& batch);
   // Adds the views [n_kv_heads] and spans [n_heads] of one layer.
   static void add_views(KvCache& cache, int64_t layer, std::vector<KvHeadView>& views, std::vector<int32_t>& spans);
+  int32_t decode_blocks(int64_t n_sequences, KvType type) const;  // of attention
   // What the GPU knows of the sequences of a decode step.
   void update_decode_tables(std::span<KvCache* const> caches);
   void queue_decode_step(std::span<KvCache* const> caches);
@@ -114,7 +115,7 @@ class CudaTransformer final : public Model {
   // Decode, for up to decode_capacity_ sequences.
   int64_t decode_capacity_ = 0, decode_pieces_ = 0;
   DeviceBuffer views_, spans_, positions_, pieces_, block_begin_, partials_, counters_;
-  int32_t n_blocks_ = 0;                // of attention
+  int32_t n_blocks_ = 0;                // of attention, at most
   std::vector<uint64_t> decode_ids_;    // whose tables are there
   std::vector<int64_t> decode_tokens_;  // their positions, as on the GPU
   std::vector<int64_t> work_until_;     // the work lists serve positions below
