@@ -65,7 +65,7 @@ TEST(Elementwise, AppendWritesWhatTheCpuWould) {
   POLYSPAN_NEEDS_GPU();
   const Stream stream;
   Random random(2);
-  for (const KvType type : kKvTypes)
+  for (const KvType type : kCudaKvTypes)
     for (const int64_t d : {64, 128})
       for (const bool interleaved : {true, false})
         for (const bool in_chunk : {true, false}) {
