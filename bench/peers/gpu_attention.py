@@ -15,6 +15,7 @@ HALF = torch.bfloat16
 def median_us(work, runs=15):
     """Median microseconds of `work`, a CUDA graph of it replayed."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             work()
