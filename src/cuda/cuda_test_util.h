@@ -41,7 +41,8 @@ inline uint8_t f8_byte(float value) {
     return all;
   }();
   const float size = std::abs(value);
-  int byte = static_cast<int>(std::lower_bound(sizes.begin(), sizes.end() - 1, size) - sizes.begin());  // the next above
+  int byte =
+      static_cast<int>(std::lower_bound(sizes.begin(), sizes.end() - 1, size) - sizes.begin());  // the next above
   if (byte > 0 && size < sizes[static_cast<size_t>(byte)]) {
     const float below = size - sizes[static_cast<size_t>(byte - 1)], above = sizes[static_cast<size_t>(byte)] - size;
     if (below < above || (below == above && byte % 2 != 0)) --byte;

@@ -5,7 +5,8 @@
 // Everything else, equal logits by the thousand too: the place in the order at which a running sum (of candidates or of weights)
 // reaches a target is found by cutting the range of keys into 16 parts, adding up each, and going on in one of them. A thread has
 // its own sums, and they are added in a fixed order.
-// Shared memory: 129 KB. Bound by latency: 15 to 150 us, beside steps of 6 ms and more.
+// Shared memory: 129 KB. Bound by latency. On an H100 a top_k of 40 takes 0.02 to 0.05 ms more than a greedy token, a top_p alone
+// 0.2 ms at 32,000 logits and 0.8 ms at 128,256: it computes most weights three times, in double, on one multiprocessor.
 #include "core/error.h"
 #include "cuda/number.cuh"
 #include "cuda/sample.h"
