@@ -15,7 +15,9 @@ using namespace cuda;
 constexpr int64_t kSinkTokens = 64;
 constexpr double kDensities[] = {1.0, 0.5, 0.25};
 
-const char* name_of(KvType type) { return type == KvType::kF16 ? "f16" : type == KvType::kBF16 ? "bf16" : "q8"; }
+const char* name_of(KvType type) {
+  return type == KvType::kF16 ? "f16" : type == KvType::kBF16 ? "bf16" : type == KvType::kQ8 ? "q8" : "f8";
+}
 
 struct DecodeCase {
   KvType type;
@@ -41,7 +43,8 @@ Json measure_decode(const DecodeCase& c, double density, const DeviceBuffer& mem
                                    static_cast<int32_t>(all ? c.n_keys : kept - kSinkTokens));
   const std::vector<int32_t> positions(static_cast<size_t>(c.batch), static_cast<int32_t>(c.n_keys - 1)),
       n_slots(static_cast<size_t>(c.batch * c.n_kv_heads), static_cast<int32_t>(kept));
-  const int32_t n_blocks = decode_attention_blocks(c.type, c.n_heads, c.n_kv_heads, c.head_dim);
+  const int32_t n_blocks = decode_attention_blocks(c.type, c.n_heads, c.n_kv_heads, c.head_dim,
+                                                   decode_attention_width(c.type, c.batch, c.n_heads, c.n_kv_heads));
   const DecodeWork work = cut_decode_work(n_slots, c.n_kv_heads, n_blocks);
   const auto upload = [&](const auto& values) { return to_device(std::span(values), "a benchmark", stream); };
   const DeviceBuffer views_d = upload(views), spans_d = upload(spans), positions_d = upload(positions),
@@ -112,7 +115,7 @@ Json measure_decode_attention(const Ceilings& ceilings) {
                                         {64, 16384},
                                         {16, 65536}})
       cases.push_back({KvType::kF16, 32, n_kv_heads, 128, batch, n_keys});
-    for (const KvType type : {KvType::kBF16, KvType::kQ8})
+    for (const KvType type : {KvType::kBF16, KvType::kQ8, KvType::kF8})
       for (const auto& [batch, n_keys] : {std::pair<int64_t, int64_t>{1, 16384}, {16, 16384}})
         cases.push_back({type, 32, n_kv_heads, 128, batch, n_keys});
   }
@@ -139,13 +142,19 @@ Json measure_prefill_attention(const Ceilings& ceilings) {
                         {KvType::kF16, 32, 32, 128, 16384},
                         {KvType::kF16, 32, 8, 128, 16384},
                         {KvType::kF16, 32, 8, 128, 65536},
+                        {KvType::kF16, 32, 32, 128, 65536},
                         {KvType::kBF16, 32, 32, 128, 8192},
+                        {KvType::kBF16, 32, 32, 128, 16384},
+                        {KvType::kBF16, 32, 32, 128, 65536},
                         {KvType::kQ8, 32, 32, 128, 8192},
+                        {KvType::kF8, 32, 32, 128, 8192},
                         {KvType::kF16, 32, 32, 64, 8192}}) {
     const int64_t head_bytes = kv_storage_bytes(c.type, c.head_dim, c.n);
     const DeviceBuffer memory(head_bytes * c.n_kv_heads, "a benchmark"),
         q(c.n * c.n_heads * c.head_dim * 4, "a benchmark"), out(c.n * c.n_heads * c.head_dim * 2, "a benchmark");
-    fill_random(DType::kF16, memory.data(), memory.size_bytes() / 2, 1.0f, 6, stream);
+    fill_random(c.type == KvType::kBF16 ? DType::kBF16 : DType::kF16, memory.data(), memory.size_bytes() / 2, 1.0f, 6,
+                stream);
+    if (c.type == KvType::kF8) fill_bytes(memory.data(), 0x35, memory.size_bytes(), stream);  // some bytes are NaN
     if (c.type == KvType::kQ8)  // scales that make finite keys
       for (int64_t h = 0; h < c.n_kv_heads; ++h)
         fill_random(DType::kF32, memory.data() + h * head_bytes + 2 * c.n * c.head_dim, 2 * c.n, 0.01f, 7, stream);

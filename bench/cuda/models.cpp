@@ -31,8 +31,8 @@ const std::vector<ModelShape>& shapes() {
        128256,
        5e5,
        "gradientai--Llama-3-8B-Instruct-262k.moa.json",
-       {8192, 16384}},
-      {"vicuna-13b", 40, 5120, 13824, 40, 40, 32000, 1e4, "lmsys--vicuna-13b-v1.5-16k.moa.json", {4096, 8192}},
+       {4096, 8192, 16384}},
+      {"vicuna-13b", 40, 5120, 13824, 40, 40, 32000, 1e4, "lmsys--vicuna-13b-v1.5-16k.moa.json", {4096, 8192, 16384}},
   };
   return kShapes;
 }
@@ -51,8 +51,19 @@ ModelConfig config_of(const ModelShape& s) {
 constexpr int64_t kReserveBytes = int64_t{2} << 30;  // left for activations and the tables of a large batch
 constexpr int64_t kWarmSteps = 4, kSteps = 16;
 
+struct Sampling {
+  const char* name;
+  TokenRule rule;
+};
+const Sampling kGreedy = {"greedy", {}};
+// The rule of `polyspan run`, which sorts a few candidates, and one that looks for its place among all.
+const Sampling kSampled[] = {
+    {"top_k 40", {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .uniform = 0.7}},
+    {"top_p 0.95", {.temperature = 0.8f, .top_p = 0.95f, .uniform = 0.7}}};
+
 Json measure(cuda::CudaTransformer& model, const ModelShape& shape, const SpanPlan& plan, const std::string& plan_name,
-             int64_t length, int64_t batch, int64_t dense_batch, const Ceilings& ceilings, double& dense_rate) {
+             int64_t length, int64_t batch, int64_t dense_batch, const Ceilings& ceilings, double& dense_rate,
+             const Sampling& sampling = kGreedy) {
   const KvLayout layout(model.config(), plan, length, KvType::kF16);
   std::vector<KvCache> caches;
   for (int64_t i = 0; i < batch; ++i) {
@@ -64,23 +75,24 @@ Json measure(cuda::CudaTransformer& model, const ModelShape& shape, const SpanPl
   std::vector<int32_t> tokens;
   for (int64_t i = 0; i < batch; ++i) {
     pointers.push_back(&caches[static_cast<size_t>(i)]);
-    sequences.push_back({pointers.back(), i, 1});
+    sequences.push_back({pointers.back(), i, 1, sampling.rule});
     tokens.push_back(static_cast<int32_t>(i));
   }
   model.forward({tokens, sequences});
-  model.continue_greedy(pointers, kWarmSteps);
+  model.continue_decoding(pointers, kWarmSteps);
   cuda::Timer timer;
-  const double ms = timer.milliseconds(model.stream(), [&] { model.continue_greedy(pointers, kSteps); }) /
+  const double ms = timer.milliseconds(model.stream(), [&] { model.continue_decoding(pointers, kSteps); }) /
                     static_cast<double>(kSteps);
   const double rate = static_cast<double>(batch) / ms * 1e3;
-  if (plan_name == "dense" && batch == dense_batch) dense_rate = rate;
+  if (plan_name == "dense" && batch == dense_batch && &sampling == &kGreedy) dense_rate = rate;
   const double bytes = static_cast<double>(model.bytes_per_token() + batch * layout.bytes),
                share = bytes / ms * 1e3 / ceilings.copy_bytes_per_s;
   const double total = static_cast<double>(model.weight_bytes() + model.working_bytes() + batch * layout.bytes);
   std::printf(
-      "model   %-10s %6ld tokens  %-12s density %.3f  batch %3ld  %7.2f ms  %7.0f tokens/s  %.2fx dense  %5.0f GB/s  "
+      "model   %-10s %6ld tokens  %-12s density %.3f  batch %3ld  %-10s  %7.2f ms  %7.0f tokens/s  %.2fx dense  %5.0f "
+      "GB/s  "
       "%3.0f%% of copy  %5.1f GB\n",
-      shape.name, long{length}, plan_name.c_str(), plan.density(length), long{batch}, ms, rate,
+      shape.name, long{length}, plan_name.c_str(), plan.density(length), long{batch}, sampling.name, ms, rate,
       dense_rate > 0 ? rate / dense_rate : 0.0, bytes / ms / 1e6, 100 * share, total / 1e9);
   std::fflush(stdout);
   return {{"model", shape.name},
@@ -88,6 +100,7 @@ Json measure(cuda::CudaTransformer& model, const ModelShape& shape, const SpanPl
           {"plan", plan_name},
           {"density", plan.density(length)},
           {"batch", batch},
+          {"sampling", sampling.name},
           {"milliseconds", ms},
           {"tokens_per_s", rate},
           {"over_dense", dense_rate > 0 ? rate / dense_rate : 0.0},
@@ -126,7 +139,15 @@ Json measure_models(const Ceilings& ceilings, const std::string& plans, bool qui
         if (name != "dense")
           rows.push_back(measure(*model, shape, plan, name, length, dense_batch, dense_batch, ceilings, dense_rate));
       }
-      rows.push_back(measure(*model, shape, columns[0].second, "dense", length, 1, dense_batch, ceilings, dense_rate));
+      for (const int64_t batch : {int64_t{1}, dense_batch}) {
+        const auto row = [&](const Sampling& sampling) {
+          rows.push_back(measure(*model, shape, columns[0].second, "dense", length, batch, dense_batch, ceilings,
+                                 dense_rate, sampling));
+        };
+        if (batch == 1) row(kGreedy);
+        if (length == 8192)
+          for (const Sampling& sampling : kSampled) row(sampling);
+      }
     }
   }
   return rows;

@@ -1,9 +1,8 @@
-"""Attention of PyTorch (cuDNN and FlashAttention-2) at the sizes of polyspan-cuda-bench, and a strong dense engine: static
-cache, one CUDA graph a step, greedy. Prints one line a measurement; -o writes JSON."""
+"""Attention of PyTorch (cuDNN and FlashAttention-2) at the sizes of polyspan-cuda-bench. Prints one line a measurement; -o writes
+JSON. Whole models: gpu_models.py."""
 
 import argparse
 import json
-import time
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ HALF = torch.bfloat16
 def median_us(work, runs=15):
     """Median microseconds of `work`, a CUDA graph of it replayed."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             work()
@@ -73,60 +73,13 @@ def prefill(rows):
             print(f"peer prefill {backend.name:16} {n:6} tokens {us / 1e3:8.2f} ms {flops / us / 1e6:5.0f} TFLOP/s", flush=True)
 
 
-def engine(rows, name, n_layers, d, heads, kv_heads, d_ff, vocab, length, batch, backend):
-    dim = d // heads
-    def weight(*shape):
-        return torch.randn(*shape, device="cuda", dtype=HALF) * 0.02
-    layers = [(weight((heads + 2 * kv_heads) * dim, d), weight(d, d), weight(2 * d_ff, d), weight(d, d_ff)) for _ in range(n_layers)]
-    head, embedding, norm = weight(vocab, d), weight(vocab, d), torch.ones(d, device="cuda", dtype=HALF)
-    keys = [weight(batch, kv_heads, length, dim) for _ in range(n_layers)]
-    values = [weight(batch, kv_heads, length, dim) for _ in range(n_layers)]
-    token = torch.zeros(batch, dtype=torch.long, device="cuda")
-    cos, sin = weight(1, 1, 1, dim), weight(1, 1, 1, dim)
-
-    def rope(x):
-        a, b = x.chunk(2, -1)
-        return x * cos + torch.cat((-b, a), -1) * sin
-
-    def step():
-        x = embedding[token]
-        for (qkv, out, gate_up, down), k, v in zip(layers, keys, values):
-            h = (F.rms_norm(x, (d,), norm) @ qkv.T).view(batch, 1, heads + 2 * kv_heads, dim).transpose(1, 2)
-            q = rope(h[:, :heads])
-            k[:, :, length - 1:] = rope(h[:, heads:heads + kv_heads])
-            v[:, :, length - 1:] = h[:, heads + kv_heads:]
-            with sdpa_kernel(backend):
-                o = F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != kv_heads)
-            x = x + o.transpose(1, 2).reshape(batch, d) @ out.T
-            a, b = (F.rms_norm(x, (d,), norm) @ gate_up.T).chunk(2, -1)
-            x = x + (F.silu(a) * b) @ down.T
-        token.copy_((F.rms_norm(x, (d,), norm) @ head.T).argmax(-1))
-
-    ms = median_us(step, 9) / 1e3
-    gigabytes = torch.cuda.max_memory_allocated() / 1e9
-    rows.append({"test": "model", "peer": backend.name, "model": name, "length": length, "batch": batch,
-                 "milliseconds": ms, "tokens_per_s": batch / ms * 1e3, "gigabytes": gigabytes})
-    print(f"peer model   {backend.name:16} {name} {length:6} batch {batch:3} {ms:7.2f} ms {batch / ms * 1e3:6.0f} tokens/s {gigabytes:5.1f} GB", flush=True)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output")
-    parser.add_argument("--seconds", type=float, default=100, help="no new measurement begins after this")
     args = parser.parse_args()
-    begin, rows = time.time(), []
+    rows = []
     decode(rows)
     prefill(rows)
-    for case in (("vicuna-7b", 32, 4096, 32, 32, 11008, 32000, 8192, 14), ("llama-3-8b", 32, 4096, 32, 8, 14336, 128256, 8192, 48),
-                 ("vicuna-7b", 32, 4096, 32, 32, 11008, 32000, 8192, 1)):
-        if time.time() - begin > args.seconds:
-            break
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            engine(rows, *case, SDPBackend.CUDNN_ATTENTION)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            print(f"peer model {case}: {str(error)[:100]}", flush=True)
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, file, indent=1)

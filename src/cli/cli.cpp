@@ -57,7 +57,8 @@ void ModelOptions::add_to(CLI::App& app) {
   app.add_option(
       "--plan", plan,
       "spans: a plan file, uniform:DENSITY (for example uniform:0.5) or dense (default: the model's own attention)");
-  app.add_option("--kv", kv, "element type of the KV cache: f16, bf16 or q8")->capture_default_str();
+  app.add_option("--kv", kv, "element type of the KV cache: f16, bf16, q8 or f8 (on a GPU only)")
+      ->capture_default_str();
   app.add_option("-t,--threads", threads, "threads (default: physical cores)")->check(CLI::Range(1, 1024));
   app.add_option("--isa", isa, "instruction level: scalar, avx2 or avx512 (default: the best of this machine)");
   app.add_option("--device", device, "where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)")

@@ -187,7 +187,8 @@ void add_inspect(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   command->add_option("--head-dim", o->head_dim, "of a plan: dimensions of a head, where no model is at hand")
       ->check(CLI::Range(1, 512));
-  command->add_option("--kv", o->kv, "element type of the cache: f16, bf16 or q8")->capture_default_str();
+  command->add_option("--kv", o->kv, "element type of the cache: f16, bf16, q8 or f8 (on a GPU only)")
+      ->capture_default_str();
   command->add_flag("--heads", o->heads, "of a plan: the span of every head at the last length");
   command->add_flag("--json", o->json, "print one JSON document on standard output");
   command->footer(

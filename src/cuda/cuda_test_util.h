@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -22,6 +23,32 @@
   if (n_cuda_devices() == 0) GTEST_SKIP() << "no GPU on this machine"
 
 namespace polyspan::testing_util {
+
+inline constexpr std::array<KvType, 4> kCudaKvTypes = {KvType::kF16, KvType::kBF16, KvType::kQ8, KvType::kF8};
+
+// The byte of the nearest e4m3 value (the even one of two, 448 beyond), by search among all of them: 4 bits of exponent with bias 7,
+// 3 of mantissa, 0x7f is NaN.
+inline float f8_value(int byte) {
+  const int exponent = byte >> 3 & 15, mantissa = byte & 7;
+  const float size = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                                   : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  return byte >= 128 ? -size : size;
+}
+inline uint8_t f8_byte(float value) {
+  static const std::vector<float> sizes = [] {
+    std::vector<float> all;
+    for (int byte = 0; byte < 0x7f; ++byte) all.push_back(f8_value(byte));
+    return all;
+  }();
+  const float size = std::abs(value);
+  int byte =
+      static_cast<int>(std::lower_bound(sizes.begin(), sizes.end() - 1, size) - sizes.begin());  // the next above
+  if (byte > 0 && size < sizes[static_cast<size_t>(byte)]) {
+    const float below = size - sizes[static_cast<size_t>(byte - 1)], above = sizes[static_cast<size_t>(byte)] - size;
+    if (below < above || (below == above && byte % 2 != 0)) --byte;
+  }
+  return static_cast<uint8_t>(byte + (std::signbit(value) ? 128 : 0));
+}
 
 // Norm of the difference over the norm of what was expected. NaN anywhere gives NaN, which no bound accepts.
 inline double error_norm(std::span<const float> actual, std::span<const float> expected) {
@@ -91,7 +118,13 @@ class HostStorage {
       std::memcpy(bytes_.data() + 2 * capacity_ * d_ + ((is_value ? capacity_ : 0) + slot) * 4, &scale, 4);
       return row;
     }
-    for (int64_t i = 0; i < d_; ++i) {
+    for (int64_t i = 0; type_ == KvType::kF8 && i < d_; ++i) {
+      float& value = row[static_cast<size_t>(i)];
+      const uint8_t byte = f8_byte(value);
+      std::memcpy(bytes_.data() + ((is_value ? capacity_ : 0) + slot) * d_ + i, &byte, 1);
+      value = f8_value(byte);
+    }
+    for (int64_t i = 0; type_ != KvType::kF8 && i < d_; ++i) {
       float& value = row[static_cast<size_t>(i)];
       const uint16_t bits = type_ == KvType::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
       std::memcpy(bytes_.data() + (((is_value ? capacity_ : 0) + slot) * d_ + i) * 2, &bits, 2);

@@ -4,10 +4,10 @@
 #include "core/error.h"
 #include "cuda/decode_attention.h"
 #include "cuda/number.cuh"
+#include "cuda/overlap.cuh"
 
 namespace polyspan::cuda {
 
-inline constexpr int kDecodeWarps = 4, kDecodeThreads = 32 * kDecodeWarps;
 inline constexpr int kGroupHeads = 8;       // query heads of a KV head that one block computes
 inline constexpr int kUnseen = 0x7fffffff;  // the distance of a key that no head sees
 
@@ -41,32 +41,47 @@ struct PieceSlots {
   __device__ int64_t readable(int slot) const { return distance(slot) == kUnseen ? 0 : slot; }
 };
 
+// Before a block waits for the kernel before it: the first keys and values of its first pieces come to L2, as many bytes as the
+// end of that kernel leaves time for. What it writes (the newest slots) may come too early; loads that follow see it all the same.
+template <typename Stored, int kDim>
+__device__ void prefetch_pieces(const DecodeAttentionArgs& args) {
+  constexpr int kMostPieces = 2, kRowBytes = kDim * static_cast<int>(sizeof(Stored)), kBytes = 8 << 20;
+  const int index = args.block_begin[blockIdx.x] + static_cast<int>(threadIdx.x) / 2;
+  if (threadIdx.x >= 2 * kMostPieces || blockIdx.y != 0 || index >= args.block_begin[blockIdx.x + 1]) return;
+  const DecodePiece piece = args.pieces[index];
+  const KvHeadView head = args.heads[piece.sequence * args.n_kv_heads + piece.kv_head];
+  const Stored* const from = threadIdx.x % 2 == 0 ? keys_of<Stored>(head) : values_of<Stored>(head, kDim);
+  const int n_slots = min(piece.n_slots, kBytes / static_cast<int>(gridDim.x) / 2 / kRowBytes);
+  if (n_slots > 0) prefetch_to_l2(from + int64_t{piece.first_slot} * kDim, static_cast<uint32_t>(n_slots * kRowBytes));
+}
+
 // Shared memory of a block: for each warp and head the weighted sum of values, then the largest score and the total weight.
-template <int kHeads, int kDim>
+template <int kHeads, int kDim, int kWarps>
 struct DecodeMerge {
-  float warps[kDecodeWarps][kHeads][kDim + 2];
-  float4 parts[kDecodeThreads];
-  float totals[kHeads];
+  float warps[kWarps][kHeads][kDim + 2];
+  float4 parts[32 * kWarps];
+  float2 parts_of_total[32 * kWarps];  // largest score, total weight
   bool is_last;
 };
 
 // Merges the warps of a block, which have written `merge`; combines all pieces of the head where this is the last of them.
 // All threads of the block call it.
-template <int kHeads, int kDim>
+template <int kHeads, int kDim, int kWarps>
 __device__ void finish_piece(const DecodeAttentionArgs& args, const DecodePiece& piece, int piece_index,
-                             DecodeMerge<kHeads, kDim>& merge) {
+                             DecodeMerge<kHeads, kDim, kWarps>& merge) {
+  constexpr int kThreads = 32 * kWarps;
   const int n_rep = static_cast<int>(args.n_heads / args.n_kv_heads), first_rep = blockIdx.y * kGroupHeads;
-  const int n_heads = min(kHeads, n_rep - first_rep), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int n_heads = min(kHeads, n_rep - first_rep);
   const int64_t first_out = (piece.sequence * args.n_heads + piece.kv_head * n_rep + first_rep) * kDim;
   const int64_t head_stride = kDim + 4, piece_stride = n_rep * head_stride;  // of partials; decode_partial_floats
   __syncthreads();
-  for (int i = threadIdx.x; i < n_heads * kDim; i += kDecodeThreads) {
+  for (int i = threadIdx.x; i < n_heads * kDim; i += kThreads) {
     const int head = i / kDim, channel = i % kDim;
     float all = -INFINITY, value = 0.0f, total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kDecodeWarps; ++w) all = fmaxf(all, merge.warps[w][head][kDim]);
+    for (int w = 0; w < kWarps; ++w) all = fmaxf(all, merge.warps[w][head][kDim]);
 #pragma unroll
-    for (int w = 0; w < kDecodeWarps; ++w) {
+    for (int w = 0; w < kWarps; ++w) {
       const float share = all == -INFINITY ? 0.0f : fast_exp2(merge.warps[w][head][kDim] - all);
       value += share * merge.warps[w][head][channel];
       total += share * merge.warps[w][head][kDim + 1];
@@ -85,97 +100,84 @@ __device__ void finish_piece(const DecodeAttentionArgs& args, const DecodePiece&
   if (piece.n_pieces == 1) return;
 
   int32_t* const counter = args.counters + (piece.sequence * args.n_kv_heads + piece.kv_head) * gridDim.y + blockIdx.y;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) merge.is_last = atomicAdd(counter, 1) == piece.n_pieces - 1;
-  __syncthreads();
-  if (!merge.is_last) return;
-  __threadfence();
-  float* const partials = args.partials + piece.first_piece * piece_stride + first_rep * head_stride;
-  for (int head = warp; head < n_heads; head += kDecodeWarps) {  // largest scores become shares of the whole
-    float* const row = partials + head * head_stride + kDim;
-    constexpr int kAtOnce = 4;  // loads of a lane in flight
-    float all = -INFINITY, total = 0.0f;
-    for (int first = lane; first < piece.n_pieces; first += 32 * kAtOnce) {
-      float most[kAtOnce];
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j)
-        most[j] = first + 32 * j < piece.n_pieces ? __ldcg(row + (first + 32 * j) * piece_stride) : -INFINITY;
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) all = fmaxf(all, most[j]);
-    }
-    all = warp_max(all);
-    for (int first = lane; first < piece.n_pieces; first += 32 * kAtOnce) {
-      float2 pair[kAtOnce];
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j)
-        if (first + 32 * j < piece.n_pieces)
-          pair[j] = __ldcg(reinterpret_cast<const float2*>(row + (first + 32 * j) * piece_stride));
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j)
-        if (first + 32 * j < piece.n_pieces) {
-          const float share = fast_exp2(pair[j].x - all);
-          total += share * pair[j].y;
-          __stcg(row + (first + 32 * j) * piece_stride, share);
-        }
-    }
-    total = warp_sum(total);
-    if (lane == 0) merge.totals[head] = total;
+  __syncthreads();  // the partial result is written, by all threads: the fence of one is theirs too
+  if (threadIdx.x == 0) {
+    __threadfence();
+    merge.is_last = atomicAdd(counter, 1) == piece.n_pieces - 1;
+    __threadfence();
   }
   __syncthreads();
-  // Four channels a thread. Where there are fewer such tasks than threads, several threads share the pieces of a task:
-  // loads in flight, not bytes, decide how long this takes.
-  constexpr int kQuads = kDim / 4;
-  const int n_tasks = n_heads * kQuads, n_shares = max(1, kDecodeThreads / n_tasks), share = threadIdx.x / n_tasks;
-  const auto store = [&](int task, const float4& all) {
-    const float inverse = 1.0f / merge.totals[task / kQuads];
+  if (!merge.is_last) return;
+  // Four channels a thread. Where there are fewer such tasks than threads, several threads share the pieces of a task: loads
+  // in flight, not bytes, decide how long this takes. Scores come with the sums, so that memory is waited for once.
+  const float* const partials = args.partials + piece.first_piece * piece_stride + first_rep * head_stride;
+  constexpr int kQuads = kDim / 4, kAtOnce = kHeads == 1 ? 8 : 16;
+  const int n_tasks = n_heads * kQuads, n_shares = max(1, kThreads / n_tasks), share = threadIdx.x / n_tasks;
+  const auto store = [&](int task, const float4& sum, float total) {
+    const float inverse = 1.0f / total;
     const int64_t at = first_out + task * 4;
-    store_activation(args.out_type, args.out, at, all.x * inverse);
-    store_activation(args.out_type, args.out, at + 1, all.y * inverse);
-    store_activation(args.out_type, args.out, at + 2, all.z * inverse);
-    store_activation(args.out_type, args.out, at + 3, all.w * inverse);
+    store_activation(args.out_type, args.out, at, sum.x * inverse);
+    store_activation(args.out_type, args.out, at + 1, sum.y * inverse);
+    store_activation(args.out_type, args.out, at + 2, sum.z * inverse);
+    store_activation(args.out_type, args.out, at + 3, sum.w * inverse);
+  };
+  const auto scale_sum = [](float4& sum, float factor) {
+    sum = make_float4(sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor);
+  };
+  const auto add_sum = [](float4& sum, const float4& other, float factor) {
+    sum = make_float4(sum.x + factor * other.x, sum.y + factor * other.y, sum.z + factor * other.z,
+                      sum.w + factor * other.w);
   };
   for (int task = n_shares > 1 ? threadIdx.x % n_tasks : threadIdx.x; task < n_tasks && share < n_shares;
-       task += kDecodeThreads) {
-    const int head = task / kQuads, quad = task % kQuads;
-    const float* const row = partials + head * head_stride;
+       task += kThreads) {
+    const float* const row = partials + task / kQuads * head_stride;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    constexpr int kAtOnce = kHeads == 1 ? 8 : 16;
+    float all = -INFINITY, total = 0.0f;
     for (int first = share; first < piece.n_pieces; first += n_shares * kAtOnce) {
       float4 value[kAtOnce];
-      float weight[kAtOnce];
+      float2 of_total[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         const int i = first + j * n_shares;
-        const bool is_piece = i < piece.n_pieces;
-        const float* const at = row + (is_piece ? i : first) * piece_stride;
-        value[j] = __ldcg(reinterpret_cast<const float4*>(at) + quad);
-        weight[j] = __ldcg(at + kDim);
-        if (!is_piece) weight[j] = 0.0f;
+        const float* const at = row + (i < piece.n_pieces ? i : first) * piece_stride;
+        value[j] = __ldcg(reinterpret_cast<const float4*>(at) + task % kQuads);
+        of_total[j] = __ldcg(reinterpret_cast<const float2*>(at + kDim));
+        if (i >= piece.n_pieces) of_total[j].x = -INFINITY;
       }
+      float most = all;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) most = fmaxf(most, of_total[j].x);
+      const float base = most == -INFINITY ? 0.0f : most, correction = fast_exp2(all - base);
+      all = most;
+      total *= correction;
+      scale_sum(sum, correction);
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        sum.x += weight[j] * value[j].x;
-        sum.y += weight[j] * value[j].y;
-        sum.z += weight[j] * value[j].z;
-        sum.w += weight[j] * value[j].w;
+        const float weight = fast_exp2(of_total[j].x - base);
+        total += weight * of_total[j].y;
+        add_sum(sum, value[j], weight);
       }
     }
     if (n_shares == 1) {
-      store(task, sum);
+      store(task, sum, total);
     } else {
       merge.parts[threadIdx.x] = sum;
+      merge.parts_of_total[threadIdx.x] = make_float2(all, total);
     }
   }
   if (n_shares > 1) {
     __syncthreads();
     if (threadIdx.x < n_tasks) {
-      float4 all = merge.parts[threadIdx.x];
-      for (int s = 1; s < n_shares; ++s) {
-        const float4& other = merge.parts[s * n_tasks + threadIdx.x];
-        all = make_float4(all.x + other.x, all.y + other.y, all.z + other.z, all.w + other.w);
+      float all = -INFINITY, total = 0.0f;
+      float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      for (int s = 0; s < n_shares; ++s) all = fmaxf(all, merge.parts_of_total[s * n_tasks + threadIdx.x].x);
+      for (int s = 0; s < n_shares; ++s) {
+        const float2 of_total = merge.parts_of_total[s * n_tasks + threadIdx.x];
+        const float weight = fast_exp2(of_total.x - all);  // some head sees some key: `all` is finite
+        total += weight * of_total.y;
+        add_sum(sum, merge.parts[s * n_tasks + threadIdx.x], weight);
       }
-      store(threadIdx.x, all);
+      store(threadIdx.x, sum, total);
     }
   }
   if (threadIdx.x == 0) *counter = 0;

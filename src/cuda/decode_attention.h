@@ -37,6 +37,9 @@ inline int64_t most_decode_pieces(int64_t n_heads_total, int64_t n_blocks) { ret
 
 enum class ActivationType : int32_t { kF32, kF16, kBF16 };
 
+// The blocks of a launch: several of 4 warps a multiprocessor, or one of all its warps, whose pieces are fewer and larger.
+enum class DecodeWidth : int32_t { kBest, kNarrow, kWide };
+
 struct DecodeAttentionArgs {
   KvType type = KvType::kF16;
   int64_t n_sequences = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
@@ -47,6 +50,7 @@ struct DecodeAttentionArgs {
   const int32_t* block_begin = nullptr;
   const DecodePiece* pieces = nullptr;
   int32_t n_blocks = 0;
+  DecodeWidth width = DecodeWidth::kBest;
   float* partials = nullptr;    // [n_pieces, partial_floats()]
   int32_t* counters = nullptr;  // [n_sequences * n_kv_heads], zero before and after
   ActivationType out_type = ActivationType::kF32;
@@ -58,8 +62,12 @@ inline int64_t decode_partial_floats(int64_t n_heads, int64_t n_kv_heads, int64_
 }
 // What it supports, stated once: "" or why not.
 const char* decode_attention_problem(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim);
-// Blocks that fill the GPU once, for n_blocks of a DecodeWork.
-int32_t decode_attention_blocks(KvType type, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim);
+// What kBest is for so many sequences.
+DecodeWidth decode_attention_width(KvType type, int64_t n_sequences, int64_t n_heads, int64_t n_kv_heads);
+// Blocks that fill the GPU once, for n_blocks of a DecodeWork. Narrow blocks are more; kBest stands for them.
+int32_t decode_attention_blocks(KvType type, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim, DecodeWidth width);
+// `heads`, `spans`, `positions` and the lists may be read before the kernel before this one in the stream has ended
+// (cuda/overlap.cuh): it does not write them.
 void decode_attention(const DecodeAttentionArgs& args, const Stream& stream);
 
 }  // namespace polyspan::cuda

@@ -1,5 +1,5 @@
 // cuda/decode_group.cuh: decode attention where up to 8 query heads share a KV head, with the matrix instructions; and of
-// every q8 cache.
+// every q8 and f8 cache.
 //
 // A warp takes 16 keys at a time: scores [16 keys x 8 heads] = K Q^T, sums [16 dimensions x 8 heads] += V^T W^T. The
 // operands come straight from memory into registers, 16 bytes a lane: the order of a dot product's terms is free, so that
@@ -7,8 +7,8 @@
 // lane's 16 bytes of a value do. Only pairs of keys have to be interleaved for V^T. Keys and values of the next tile are
 // asked for as soon as this tile's are used. Queries and weights are split in two terms each (f16 + f16), which keeps the
 // result at f32's accuracy where K and V are exact; the matrix instructions have room for that.
-// q8: codes are exact in f16. A key's scale multiplies its scores, a value's its weights, in units of a power of two that
-// follows the largest scale seen, so that f16 holds them.
+// f8 and q8: the bytes are exact in f16. q8: a key's scale multiplies its scores, a value's its weights, in units of a power
+// of two that follows the largest scale seen, so that f16 holds them.
 #pragma once
 
 #include "cuda/decode_attention.cuh"
@@ -16,12 +16,17 @@
 
 namespace polyspan::cuda {
 
-// Four int8, their signs flipped (code + 128), as two pairs of f16: 0x64xx is 1024 + xx.
-__device__ inline uint32_t codes_to_halves(uint32_t biased, uint32_t selector) {
-  const uint32_t bits = __byte_perm(biased, 0x64646464u, selector);
-  const __half2 value =
-      __hsub2(*reinterpret_cast<const __half2*>(&bits), __half2half2(__ushort_as_half(0x6480)));  // 1152
-  return *reinterpret_cast<const uint32_t*>(&value);
+// Bytes 2 * pair and 2 * pair + 1 of a word of the cache as f16.
+template <KvType kType>
+__device__ inline uint32_t bytes_to_halves(uint32_t word, int pair) {
+  if constexpr (kType == KvType::kF8) {
+    return f8_to_halves(word >> 16 * pair);
+  } else {  // int8 + 128 as the last bits of 0x64xx, which is 1024 + xx
+    const uint32_t bits = __byte_perm(word ^ 0x80808080u, 0x64646464u, pair == 0 ? 0x4140 : 0x4342);
+    const __half2 value =
+        __hsub2(*reinterpret_cast<const __half2*>(&bits), __half2half2(__ushort_as_half(0x6480)));  // 1152
+    return *reinterpret_cast<const uint32_t*>(&value);
+  }
 }
 
 // What a lane reads of a value's row at once.
@@ -36,12 +41,12 @@ struct ValueVec<8> {
   using type = uint2;
 };
 
-template <KvType kType, int kDim>
-__global__ void __launch_bounds__(kDecodeThreads, kType == KvType::kQ8 ? 2 : 3)
+template <KvType kType, int kDim, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, (kType == KvType::kQ8 || kType == KvType::kF8 ? 8 : 12) / kWarps)
     decode_group_kernel(const DecodeAttentionArgs args) {
   using Stored = typename KvElement<kType>::type;
   using T = std::conditional_t<kType == KvType::kBF16, __nv_bfloat16, __half>;  // of the products
-  constexpr bool kScaled = kType == KvType::kQ8;
+  constexpr bool kBytes = sizeof(Stored) == 1, kScaled = kType == KvType::kQ8;
   constexpr int kRowBytes = kDim * static_cast<int>(sizeof(Stored));
   constexpr int kBlocks = 256 / kRowBytes;   // 16 keys each; a tile
   constexpr int kKeyLoads = kRowBytes / 64;  // of a lane for a key: 4 lanes share it
@@ -51,15 +56,18 @@ __global__ void __launch_bounds__(kDecodeThreads, kType == KvType::kQ8 ? 2 : 3)
                 kValueLoads = kRowBytes / (8 * kValueBytes);  // 8 lanes share it
   constexpr int kValueWords = kValueBytes / 4, kSteps = kDim / 16;
   using ValueLoad = typename ValueVec<kValueBytes>::type;
-  __shared__ DecodeMerge<kGroupHeads, kDim> merge;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& merge = *reinterpret_cast<DecodeMerge<kGroupHeads, kDim, kWarps>*>(memory);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   const int n_rep = static_cast<int>(args.n_heads / args.n_kv_heads), first_rep = blockIdx.y * kGroupHeads,
             n_heads = min(kGroupHeads, n_rep - first_rep);
   const float scale = 1.4426950408889634f * rsqrtf(static_cast<float>(kDim));  // scores in powers of two
 
-  const int piece_end = args.block_begin[blockIdx.x + 1];
-  for (int piece_index = args.block_begin[blockIdx.x]; piece_index < piece_end; ++piece_index) {
+  let_next_kernel_start();
+  prefetch_pieces<Stored, kDim>(args);
+  const int piece_begin = args.block_begin[blockIdx.x], piece_end = args.block_begin[blockIdx.x + 1];
+  for (int piece_index = piece_begin; piece_index < piece_end; ++piece_index) {
     const DecodePiece piece = args.pieces[piece_index];
     const KvHeadView head = args.heads[piece.sequence * args.n_kv_heads + piece.kv_head];
     const PieceSlots slots(piece, head, args.positions[piece.sequence]);
@@ -68,6 +76,8 @@ __global__ void __launch_bounds__(kDecodeThreads, kType == KvType::kQ8 ? 2 : 3)
     const Stored* const values = values_of<Stored>(head, kDim);
     const float* const key_scales = key_scales_of(head, kDim);
     const float* const value_scales = value_scales_of(head, kDim);
+
+    if (piece_index == piece_begin) wait_for_earlier_kernels();
 
     // Operand b of the scores, head g: the dimensions of a step are those that the lanes' keys have there.
     uint32_t q[kSteps][2], q_rest[kSteps][2];
@@ -124,7 +134,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kType == KvType::kQ8 ? 2 : 3)
       load_keys(warp);
       load_values(warp);
     }
-    for (int tile = warp; tile < n_tiles; tile += kDecodeWarps) {
+    for (int tile = warp; tile < n_tiles; tile += kWarps) {
       float scores[kBlocks][4];
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
@@ -134,15 +144,13 @@ __global__ void __launch_bounds__(kDecodeThreads, kType == KvType::kQ8 ? 2 : 3)
         for (int step = 0; step < kSteps; ++step) {
           const uint4 &low = k_raw[block][0][step / kKeySteps], &high = k_raw[block][1][step / kKeySteps];
           uint32_t a[4];
-          if constexpr (kScaled) {
-            const auto word = [](const uint4& v, int i) {
-              return (i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w) ^ 0x80808080u;
-            };
+          if constexpr (kBytes) {
+            const auto word = [](const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; };
             const uint32_t first = word(low, step % 4), second = word(high, step % 4);
-            a[0] = codes_to_halves(first, 0x4140);
-            a[1] = codes_to_halves(second, 0x4140);
-            a[2] = codes_to_halves(first, 0x4342);
-            a[3] = codes_to_halves(second, 0x4342);
+            a[0] = bytes_to_halves<kType>(first, 0);
+            a[1] = bytes_to_halves<kType>(second, 0);
+            a[2] = bytes_to_halves<kType>(first, 1);
+            a[3] = bytes_to_halves<kType>(second, 1);
           } else {
             a[0] = step % 2 == 0 ? low.x : low.z;
             a[1] = step % 2 == 0 ? high.x : high.z;
@@ -168,7 +176,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kType == KvType::kQ8 ? 2 : 3)
             most_scale = fmaxf(most_scale, v_scale[block][i]);
           }
       }
-      if (tile + kDecodeWarps < n_tiles) load_keys(tile + kDecodeWarps);
+      if (tile + kWarps < n_tiles) load_keys(tile + kWarps);
 
       float base[2], correction[2];
 #pragma unroll
@@ -240,15 +248,13 @@ __global__ void __launch_bounds__(kDecodeThreads, kType == KvType::kQ8 ? 2 : 3)
                 return word == 0 ? v.x : word == 1 ? v.y : word == 2 ? v.z : v.w;
               }
             };
-            if constexpr (kScaled) {  // four dimensions a word: two tiles of outputs
-              const uint32_t k0 = at(0) ^ 0x80808080u, k1 = at(1) ^ 0x80808080u, k8 = at(2) ^ 0x80808080u,
-                             k9 = at(3) ^ 0x80808080u;
+            if constexpr (kBytes) {  // four dimensions a word: two tiles of outputs
 #pragma unroll
               for (int half = 0; half < 2; ++half) {
-                const uint32_t near = __byte_perm(k0, k1, half == 0 ? 0x5140 : 0x7362),
-                               far = __byte_perm(k8, k9, half == 0 ? 0x5140 : 0x7362);
-                const uint32_t a[4] = {codes_to_halves(near, 0x4140), codes_to_halves(near, 0x4342),
-                                       codes_to_halves(far, 0x4140), codes_to_halves(far, 0x4342)};
+                const uint32_t near = __byte_perm(at(0), at(1), half == 0 ? 0x5140 : 0x7362),
+                               far = __byte_perm(at(2), at(3), half == 0 ? 0x5140 : 0x7362);
+                const uint32_t a[4] = {bytes_to_halves<kType>(near, 0), bytes_to_halves<kType>(near, 1),
+                                       bytes_to_halves<kType>(far, 0), bytes_to_halves<kType>(far, 1)};
                 float(&out)[4] = sums[(load * kValueWords + word) * 2 + half];
                 multiply_add<T>(out, a, b[0], b[1]);
                 multiply_add<T>(out, a, b_rest[0], b_rest[1]);
@@ -262,7 +268,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kType == KvType::kQ8 ? 2 : 3)
             }
           }
       }
-      if (tile + kDecodeWarps < n_tiles) load_values(tile + kDecodeWarps);
+      if (tile + kWarps < n_tiles) load_values(tile + kWarps);
     }
 
 #pragma unroll

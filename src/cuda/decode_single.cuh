@@ -10,18 +10,21 @@
 
 namespace polyspan::cuda {
 
-template <KvType kType, int kDim>
-__global__ void __launch_bounds__(kDecodeThreads, 4) decode_single_kernel(const DecodeAttentionArgs args) {
+template <KvType kType, int kDim, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, 16 / kWarps) decode_single_kernel(const DecodeAttentionArgs args) {
   using T = typename KvElement<kType>::type;
   constexpr int kVec = 16 / sizeof(T), kLanes = kDim / kVec, kKeysPerLoad = 32 / kLanes;
   constexpr int kLoads = 8, kTile = kLoads * kKeysPerLoad;
-  __shared__ DecodeMerge<1, kDim> merge;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& merge = *reinterpret_cast<DecodeMerge<1, kDim, kWarps>*>(memory);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / kLanes, sub = lane % kLanes;
   const float scale = 1.4426950408889634f * rsqrtf(static_cast<float>(kDim));  // scores in powers of two
 
-  const int piece_end = args.block_begin[blockIdx.x + 1];
-  for (int piece_index = args.block_begin[blockIdx.x]; piece_index < piece_end; ++piece_index) {
+  let_next_kernel_start();
+  prefetch_pieces<T, kDim>(args);
+  const int piece_begin = args.block_begin[blockIdx.x], piece_end = args.block_begin[blockIdx.x + 1];
+  for (int piece_index = piece_begin; piece_index < piece_end; ++piece_index) {
     const DecodePiece piece = args.pieces[piece_index];
     const int64_t head_index = piece.sequence * args.n_heads + piece.kv_head;
     const KvHeadView head = args.heads[head_index];
@@ -29,6 +32,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 4) decode_single_kernel(const 
     const T* const keys = keys_of<T>(head);
     const T* const values = values_of<T>(head, kDim);
     const int span = args.spans[head_index];
+    if (piece_index == piece_begin) wait_for_earlier_kernels();
     float q[kVec];
 #pragma unroll
     for (int i = 0; i < kVec; ++i) q[i] = args.q[head_index * kDim + sub * kVec + i] * scale;
@@ -49,7 +53,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 4) decode_single_kernel(const 
       load_tile(keys, warp, k_raw);
       load_tile(values, warp, v_raw);
     }
-    for (int tile = warp; tile < n_tiles; tile += kDecodeWarps) {
+    for (int tile = warp; tile < n_tiles; tile += kWarps) {
       float weight[kLoads];
 #pragma unroll
       for (int load = 0; load < kLoads; ++load) {
@@ -59,7 +63,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 4) decode_single_kernel(const 
 #pragma unroll
         for (int i = 0; i < kVec; ++i) weight[load] += k[i] * q[i];
       }
-      if (tile + kDecodeWarps < n_tiles) load_tile(keys, tile + kDecodeWarps, k_raw);
+      if (tile + kWarps < n_tiles) load_tile(keys, tile + kWarps, k_raw);
       const float before = largest;
 #pragma unroll
       for (int load = 0; load < kLoads; ++load) {
@@ -82,7 +86,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 4) decode_single_kernel(const 
 #pragma unroll
         for (int i = 0; i < kVec; ++i) sum[i] += weight[load] * v[i];
       }
-      if (tile + kDecodeWarps < n_tiles) load_tile(values, tile + kDecodeWarps, v_raw);
+      if (tile + kWarps < n_tiles) load_tile(values, tile + kWarps, v_raw);
     }
 
     float all = largest;

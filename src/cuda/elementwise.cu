@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "cuda/blocks.cuh"
 #include "cuda/number.cuh"
+#include "cuda/overlap.cuh"
 
 namespace polyspan::cuda {
 namespace {
@@ -107,6 +108,7 @@ template <KvType kType>
 __global__ void append_kernel(AppendArgs args) {
   using T = typename KvElement<kType>::type;
   constexpr int kMostPairs = 2;  // of a lane
+  let_next_kernel_start();       // decode attention may prepare itself
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = kThreads / 32;
   const int dim = static_cast<int>(args.head_dim), n_pairs = static_cast<int>(args.n_pairs);
   const int n_rows = static_cast<int>(args.n_heads + 2 * args.n_kv_heads);
@@ -180,7 +182,7 @@ __global__ void append_kernel(AppendArgs args) {
 }
 
 // One warp a (token, KV head).
-template <typename T>
+template <typename T, bool kScaled>
 __global__ void keep_chunk_kernel(int n_kv_heads, int dim, const KvHeadView* chunk, const KvHeadView* heads,
                                   int64_t first_position, int64_t n_tokens) {
   const int lane = threadIdx.x % 32;
@@ -198,79 +200,10 @@ __global__ void keep_chunk_kernel(int n_kv_heads, int dim, const KvHeadView* chu
     if (lane < vectors)
       reinterpret_cast<uint4*>(target + slot * dim)[lane] = reinterpret_cast<const uint4*>(source + token * dim)[lane];
   }
-  if (sizeof(T) == 1 && lane == 0) {
+  if (kScaled && lane == 0) {
     key_scales_of(to, dim)[slot] = key_scales_of(from, dim)[token];
     value_scales_of(to, dim)[slot] = value_scales_of(from, dim)[token];
   }
-}
-
-// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011), one of its four words.
-__device__ uint32_t philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2) {
-  uint32_t c[4] = {c0, c1, c2, 0}, k[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t{0xD2511F53u} * c[0], b = uint64_t{0xCD9E8D57u} * c[2];
-    const uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ c[1] ^ k[0], static_cast<uint32_t>(b),
-                              static_cast<uint32_t>(a >> 32) ^ c[3] ^ k[1], static_cast<uint32_t>(a)};
-    for (int i = 0; i < 4; ++i) c[i] = next[i];
-    k[0] += 0x9E3779B9u;
-    k[1] += 0xBB67AE85u;
-  }
-  return c[0];
-}
-
-// One block a row. Shared memory: 2 words a warp.
-template <bool kRandom>
-__global__ void pick_kernel(const float* logits, int64_t vocab_size, float inverse_temperature, uint64_t seed,
-                            int32_t* draw, int32_t* tokens, int32_t* positions) {
-  constexpr int kWarps = 1024 / 32;
-  __shared__ float best_values[kWarps];
-  __shared__ int best_ids[kWarps];
-  const float* const row = logits + blockIdx.x * vocab_size;
-  const uint32_t n_drawn = kRandom ? static_cast<uint32_t>(draw[blockIdx.x]) : 0;
-  float best = -INFINITY;
-  int id = 0x7fffffff;
-  const auto take = [&](float value, int candidate) {
-    if (value > best || (value == best && candidate < id)) {
-      best = value;
-      id = candidate;
-    }
-  };
-  for (int i = threadIdx.x; i < vocab_size; i += blockDim.x) {
-    float value = row[i];
-    if (value != value) continue;
-    if constexpr (kRandom) {
-      // -log(-log(u)), u uniform in (0, 1).
-      const float u =
-          (static_cast<float>(philox(seed, static_cast<uint32_t>(i), blockIdx.x, n_drawn) >> 8) + 0.5f) * 0x1p-24f;
-      value = value * inverse_temperature - logf(-logf(u));
-    }
-    take(value, i);
-  }
-  const auto reduce = [&] {
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const float other = __shfl_xor_sync(0xffffffffu, best, offset);
-      const int other_id = __shfl_xor_sync(0xffffffffu, id, offset);
-      take(other, other_id);
-    }
-  };
-  reduce();
-  if (threadIdx.x % 32 == 0) {
-    best_values[threadIdx.x / 32] = best;
-    best_ids[threadIdx.x / 32] = id;
-  }
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  best = -INFINITY;
-  id = 0x7fffffff;
-  if (threadIdx.x < blockDim.x / 32) {
-    best = best_values[threadIdx.x];
-    id = best_ids[threadIdx.x];
-  }
-  reduce();
-  if (threadIdx.x != 0) return;
-  tokens[blockIdx.x] = id == 0x7fffffff ? 0 : id;
-  if (kRandom) draw[blockIdx.x] += 1;
-  if (positions != nullptr) positions[blockIdx.x] += 1;
 }
 
 template <typename T>
@@ -343,6 +276,7 @@ void append(const AppendArgs& args, const Stream& stream) {
   if (args.type == KvType::kF16) append_kernel<KvType::kF16><<<grid, kThreads, 0, stream.get()>>>(args);
   if (args.type == KvType::kBF16) append_kernel<KvType::kBF16><<<grid, kThreads, 0, stream.get()>>>(args);
   if (args.type == KvType::kQ8) append_kernel<KvType::kQ8><<<grid, kThreads, 0, stream.get()>>>(args);
+  if (args.type == KvType::kF8) append_kernel<KvType::kF8><<<grid, kThreads, 0, stream.get()>>>(args);
   check_launch("append");
 }
 
@@ -351,27 +285,17 @@ void keep_chunk(KvType type, int64_t n_kv_heads, int64_t head_dim, const KvHeadV
   const int64_t warps = n_tokens * n_kv_heads;
   const unsigned grid = static_cast<unsigned>((warps * 32 + kThreads - 1) / kThreads);
   const int n = static_cast<int>(n_kv_heads), dim = static_cast<int>(head_dim);
+  const auto keep = [&](auto kernel) {
+    kernel<<<grid, kThreads, 0, stream.get()>>>(n, dim, chunk, heads, first_position, n_tokens);
+  };
   if (type == KvType::kQ8) {
-    keep_chunk_kernel<int8_t><<<grid, kThreads, 0, stream.get()>>>(n, dim, chunk, heads, first_position, n_tokens);
+    keep(keep_chunk_kernel<int8_t, true>);
+  } else if (type == KvType::kF8) {
+    keep(keep_chunk_kernel<int8_t, false>);
   } else {  // f16 and bf16 alike: bytes are copied
-    keep_chunk_kernel<__half><<<grid, kThreads, 0, stream.get()>>>(n, dim, chunk, heads, first_position, n_tokens);
+    keep(keep_chunk_kernel<__half, false>);
   }
   check_launch("keep_chunk");
-}
-
-void pick_greedy(const float* logits, int64_t n_rows, int64_t vocab_size, int32_t* tokens, int32_t* positions,
-                 const Stream& stream) {
-  pick_kernel<false><<<static_cast<unsigned>(n_rows), 1024, 0, stream.get()>>>(logits, vocab_size, 1.0f, 0, nullptr,
-                                                                               tokens, positions);
-  check_launch("pick_greedy");
-}
-
-void pick_random(const float* logits, int64_t n_rows, int64_t vocab_size, float temperature, uint64_t seed,
-                 int32_t* draw, int32_t* tokens, int32_t* positions, const Stream& stream) {
-  POLYSPAN_CHECK(temperature > 0);
-  pick_kernel<true><<<static_cast<unsigned>(n_rows), 1024, 0, stream.get()>>>(logits, vocab_size, 1.0f / temperature,
-                                                                              seed, draw, tokens, positions);
-  check_launch("pick_random");
 }
 
 void fill_random(DType type, void* out, int64_t n, float deviation, uint64_t seed, const Stream& stream) {

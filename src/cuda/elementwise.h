@@ -53,15 +53,6 @@ void append(const AppendArgs& args, const Stream& stream);
 void keep_chunk(KvType type, int64_t n_kv_heads, int64_t head_dim, const KvHeadView* chunk, const KvHeadView* heads,
                 int64_t first_position, int64_t n_tokens, const Stream& stream);
 
-// tokens[r] = the first id of the largest logit [n_rows, vocab_size] of row r; NaN is never chosen. Adds 1 to positions[r]
-// where `positions` is not null.
-void pick_greedy(const float* logits, int64_t n_rows, int64_t vocab_size, int32_t* tokens, int32_t* positions,
-                 const Stream& stream);
-// tokens[r] drawn with probability softmax(logits / temperature): the largest of logit / temperature plus Gumbel noise
-// (Philox 4x32-10, arXiv "Parallel random numbers: as easy as 1, 2, 3", keyed by seed, row and draw[r], which is then raised by 1).
-void pick_random(const float* logits, int64_t n_rows, int64_t vocab_size, float temperature, uint64_t seed,
-                 int32_t* draw, int32_t* tokens, int32_t* positions, const Stream& stream);
-
 // Uniform values of mean 0 and the given deviation, as `type` (F32, F16 or BF16).
 void fill_random(DType type, void* out, int64_t n, float deviation, uint64_t seed, const Stream& stream);
 

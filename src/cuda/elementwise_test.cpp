@@ -65,7 +65,7 @@ TEST(Elementwise, AppendWritesWhatTheCpuWould) {
   POLYSPAN_NEEDS_GPU();
   const Stream stream;
   Random random(2);
-  for (const KvType type : kKvTypes)
+  for (const KvType type : kCudaKvTypes)
     for (const int64_t d : {64, 128})
       for (const bool interleaved : {true, false})
         for (const bool in_chunk : {true, false}) {
@@ -168,63 +168,6 @@ TEST(Elementwise, AppendWritesWhatTheCpuWould) {
             EXPECT_LT(differing(chunks, expected_chunk), 2e-3);
           }
         }
-}
-
-TEST(Elementwise, PicksTheFirstOfTheLargest) {
-  POLYSPAN_NEEDS_GPU();
-  const Stream stream;
-  Random random(3);
-  for (const int64_t vocab : {1, 2, 31, 1000, 49152}) {
-    std::vector<float> logits = random.vector(4 * vocab);
-    const int64_t first = random.below(vocab), later = first + random.below(vocab - first);
-    logits[static_cast<size_t>(first)] = logits[static_cast<size_t>(later)] = 5.0f;       // equals
-    for (int64_t i = 0; i < vocab; i += 3) logits[static_cast<size_t>(vocab + i)] = NAN;  // NaN is never chosen
-    std::fill_n(logits.begin() + 2 * vocab, vocab, -INFINITY);
-    std::fill_n(logits.begin() + 3 * vocab, vocab, NAN);
-    const DeviceBuffer device = to_device(std::span<const float>(logits), "a test", stream);
-    const int32_t start[] = {7, 8, 9, 10};
-    DeviceBuffer tokens(16, "a test"), positions = to_device(std::span<const int32_t>(start), "a test", stream);
-    pick_greedy(device.as<float>(), 4, vocab, tokens.as<int32_t>(), positions.as<int32_t>(), stream);
-    const std::vector<int32_t> found = to_host<int32_t>(tokens.data(), 4, stream);
-    EXPECT_EQ(found[0], first);
-    if (vocab > 1) {
-      int32_t best = 1;
-      for (int64_t i = 0; i < vocab; ++i)
-        if (logits[static_cast<size_t>(vocab + i)] > logits[static_cast<size_t>(vocab + best)])
-          best = static_cast<int32_t>(i);
-      EXPECT_EQ(found[1], best);
-    }
-    EXPECT_EQ(found[2], 0);
-    EXPECT_EQ(found[3], 0);
-    EXPECT_EQ(to_host<int32_t>(positions.data(), 4, stream), (std::vector<int32_t>{8, 9, 10, 11}));
-  }
-}
-
-// Frequencies of 40,000 draws against the probabilities: chi-squared with 7 degrees of freedom is above 30 once in 10,000.
-TEST(Elementwise, DrawsByProbability) {
-  POLYSPAN_NEEDS_GPU();
-  const Stream stream;
-  const int64_t vocab = 8, n_rows = 400, n_draws = 100;
-  const float temperature = 0.7f;
-  std::vector<float> row = {0.1f, 1.0f, -1.0f, 0.5f, 2.0f, 0.0f, -0.3f, 1.5f}, logits;
-  for (int64_t i = 0; i < n_rows; ++i) logits.insert(logits.end(), row.begin(), row.end());
-  const DeviceBuffer device = to_device(std::span<const float>(logits), "a test", stream);
-  DeviceBuffer draw(n_rows * 4, "a test"), tokens(n_rows * 4, "a test");
-  fill_bytes(draw.data(), 0, n_rows * 4, stream);
-  std::vector<double> counts(static_cast<size_t>(vocab), 0.0);
-  for (int64_t i = 0; i < n_draws; ++i) {
-    pick_random(device.as<float>(), n_rows, vocab, temperature, 11, draw.as<int32_t>(), tokens.as<int32_t>(), nullptr,
-                stream);
-    for (const int32_t token : to_host<int32_t>(tokens.data(), n_rows, stream)) counts[static_cast<size_t>(token)] += 1;
-  }
-  double total = 0, chi_squared = 0;
-  for (const float logit : row) total += std::exp(static_cast<double>(logit / temperature));
-  for (size_t i = 0; i < row.size(); ++i) {
-    const double expected =
-        static_cast<double>(n_rows * n_draws) * std::exp(static_cast<double>(row[i] / temperature)) / total;
-    chi_squared += (counts[i] - expected) * (counts[i] - expected) / expected;
-  }
-  EXPECT_LT(chi_squared, 30.0);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 
@@ -84,6 +85,13 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
 
+template <>
+__device__ inline __nv_fp8_e4m3 from_float<__nv_fp8_e4m3>(float value) {
+  __nv_fp8_e4m3 out;
+  out.__x = __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
+  return out;
+}
+
 __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(__half value) { return __half2float(value); }
 __device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
@@ -103,6 +111,16 @@ template <>
 struct KvElement<KvType::kQ8> {
   using type = int8_t;
 };
+template <>
+struct KvElement<KvType::kF8> {
+  using type = __nv_fp8_e4m3;
+};
+
+// Two e4m3 as f16, which has them all: byte 0 in the lower half.
+__device__ inline uint32_t f8_to_halves(uint32_t bytes) {
+  const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes & 0xffff), __NV_E4M3);
+  return static_cast<uint32_t>(pair.x) | static_cast<uint32_t>(pair.y) << 16;
+}
 
 // Where the parts of a storage begin.
 template <typename T>

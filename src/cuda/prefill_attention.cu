@@ -102,24 +102,32 @@ __global__ void __launch_bounds__(kThreads, 2) prefill_attention_kernel(const Pr
       const uint32_t offset = swizzled<kDim>(row, chunk);
       const Stored* const k = (in_chunk ? chunk_keys : ring_keys) + int64_t{slot} * kDim + chunk * 8;
       const Stored* const v = (in_chunk ? chunk_values : ring_values) + int64_t{slot} * kDim + chunk * 8;
-      if constexpr (kType != KvType::kQ8) {
+      if constexpr (sizeof(Stored) == 2) {
         copy_async(key_tile(stage) + offset, k, valid);
         copy_async(value_tile(stage) + offset, v, valid);
       } else {
-        const float* const scales = in_chunk ? key_scales_of(chunk_view, kDim) : key_scales_of(ring, kDim);
-        const float k_scale = valid ? scales[slot] : 0.0f,
-                    v_scale = valid ? scales[(in_chunk ? chunk_view.capacity : ring.capacity) + slot] : 0.0f;
         uint2 k_raw = make_uint2(0, 0), v_raw = make_uint2(0, 0);
         if (valid) {
           k_raw = *reinterpret_cast<const uint2*>(k);
           v_raw = *reinterpret_cast<const uint2*>(v);
         }
+        float k_scale = 0.0f, v_scale = 0.0f;
+        if constexpr (kType == KvType::kQ8) {
+          const float* const scales = in_chunk ? key_scales_of(chunk_view, kDim) : key_scales_of(ring, kDim);
+          k_scale = valid ? scales[slot] : 0.0f;
+          v_scale = valid ? scales[(in_chunk ? chunk_view.capacity : ring.capacity) + slot] : 0.0f;
+        }
         const auto decode = [](uint32_t word, float factor, uint32_t& low, uint32_t& high) {
-          const auto value = [&](int byte) {
-            return factor * static_cast<float>(static_cast<int8_t>(word >> 8 * byte));
-          };
-          low = pack<T>(value(0), value(1));
-          high = pack<T>(value(2), value(3));
+          if constexpr (kType == KvType::kF8) {
+            low = f8_to_halves(word);
+            high = f8_to_halves(word >> 16);
+          } else {
+            const auto value = [&](int byte) {
+              return factor * static_cast<float>(static_cast<int8_t>(word >> 8 * byte));
+            };
+            low = pack<T>(value(0), value(1));
+            high = pack<T>(value(2), value(3));
+          }
         };
         uint4 k_out, v_out;
         decode(k_raw.x, k_scale, k_out.x, k_out.y);
@@ -295,6 +303,7 @@ void prefill_attention_mma(const PrefillAttentionArgs& args, const Stream& strea
   if (args.type == KvType::kF16) launch<KvType::kF16>(args, stream);
   if (args.type == KvType::kBF16) launch<KvType::kBF16>(args, stream);
   if (args.type == KvType::kQ8) launch<KvType::kQ8>(args, stream);
+  if (args.type == KvType::kF8) launch<KvType::kF8>(args, stream);
   check_launch("prefill_attention_mma");
 }
 

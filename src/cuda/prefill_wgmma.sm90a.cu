@@ -419,12 +419,9 @@ void launch(const PrefillAttentionArgs& args, const Stream& stream) {
 }  // namespace
 
 bool prefill_attention_wgmma_supports(const PrefillAttentionArgs& args) {
-  if (args.type == KvType::kQ8 || (args.head_dim != 64 && args.head_dim != 128)) return false;
-  int device = 0, major = 0, minor = 0;  // code for 9.0a runs on 9.0 alone
-  check(cudaGetDevice(&device), "asking for the GPU");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking what the GPU can do");
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking what the GPU can do");
-  return major == 9 && minor == 0;
+  if ((args.type != KvType::kF16 && args.type != KvType::kBF16) || (args.head_dim != 64 && args.head_dim != 128))
+    return false;
+  return compute_capability() == 90;  // code for 9.0a runs on 9.0 alone
 }
 
 void prefill_attention_wgmma(const PrefillAttentionArgs& args, const Stream& stream) {

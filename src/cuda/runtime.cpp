@@ -2,6 +2,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <atomic>
+
 #include "core/error.h"
 
 namespace polyspan::cuda {
@@ -67,6 +70,30 @@ DeviceProperties select_device(int index) {
           static_cast<int64_t>(p.totalGlobalMem),
           static_cast<int64_t>(p.sharedMemPerBlockOptin)};
 }
+
+namespace {
+
+// One attribute of each GPU, asked for once. Two threads may ask at once: they find the same.
+template <cudaDeviceAttr kAttribute>
+int device_attribute() {
+  constexpr int kMostDevices = 64;
+  static std::array<std::atomic<int>, kMostDevices> known{};
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "asking for the GPU");
+  const size_t index = static_cast<size_t>(device);
+  if (index < known.size() && known[index] != 0) return known[index];
+  check(cudaDeviceGetAttribute(&value, kAttribute, device), "asking what the GPU can do");
+  if (index < known.size()) known[index] = value;
+  return value;
+}
+
+}  // namespace
+
+int compute_capability() {
+  return 10 * device_attribute<cudaDevAttrComputeCapabilityMajor>() +
+         device_attribute<cudaDevAttrComputeCapabilityMinor>();
+}
+int n_multiprocessors() { return device_attribute<cudaDevAttrMultiProcessorCount>(); }
 
 int64_t free_device_bytes() {
   size_t free = 0, total = 0;

@@ -34,6 +34,9 @@ struct DeviceProperties {
 // Makes the GPU current. Throws Error (kUnsupported) where there is none of that index or it is too old.
 DeviceProperties select_device(int index);
 int64_t free_device_bytes();
+// Of the current GPU, asked for once: 90 is 9.0.
+int compute_capability();
+int n_multiprocessors();
 
 class Stream {
  public:

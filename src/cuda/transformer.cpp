@@ -66,7 +66,7 @@ int64_t CudaTransformer::working_bytes() const {
        {&frequencies_, &x_,           &f32_,           &f16_,           &bf16_,   &codes_, &scales_,
         &qkv_,         &q_,           &gate_up_,       &rope_,          &tokens_, &rows_,  &logits_,
         &chunk_,       &chunk_views_, &prefill_views_, &prefill_spans_, &views_,  &spans_, &positions_,
-        &pieces_,      &block_begin_, &partials_,      &counters_})
+        &pieces_,      &block_begin_, &partials_,      &counters_,      &rules_})
     bytes += buffer->size_bytes();
   return bytes;
 }
@@ -100,6 +100,8 @@ void CudaTransformer::reserve(int64_t n_tokens) {
   take(rope_, config_.rope.n_dims / 2 * static_cast<int64_t>(sizeof(RopeTurn)));
   take(tokens_, 4);
   take(rows_, 4);
+  take(rules_, static_cast<int64_t>(sizeof(TokenRule)));
+  decode_rules_.clear();
   capacity_ = n_tokens;
 }
 
@@ -192,6 +194,9 @@ void CudaTransformer::forward(const Batch& batch) {
   reserve(n_tokens);
   last_rows_ = n_tokens;
   last_was_decode_ = one_each;
+  last_rules_.clear();
+  for (const BatchSequence& sequence : batch.sequences)
+    last_rules_[sequence.first_row + sequence.n_rows - 1] = sequence.rule;
   copy_to_device(tokens_.data(), batch.tokens.data(), n_tokens * 4, stream_);
   if (one_each) {
     decode(batch);
@@ -303,30 +308,49 @@ void CudaTransformer::logits(std::span<const int64_t> rows, float* out) {
       copy_to_host(out + i * vocab, logits_.as<float>() + rows[static_cast<size_t>(i)] * vocab, vocab * 4, stream_);
     return stream_.synchronize();
   }
+  visit_logits(rows, [&](int64_t first, int64_t part) {
+    copy_to_host(out + first * vocab, logits_.data(), part * vocab * 4, stream_);
+    stream_.synchronize();
+  });
+}
+
+template <typename Visit>
+void CudaTransformer::visit_logits(std::span<const int64_t> rows, Visit visit) {
+  const int64_t n = std::ssize(rows);
   if (logit_rows_ < std::min(n, kMostLogitRows)) {
     stream_.synchronize();
     graphs_.clear();
     logits_ = DeviceBuffer();
-    logits_ = DeviceBuffer(std::min(n, kMostLogitRows) * vocab * 4, "logits");
+    logits_ = DeviceBuffer(std::min(n, kMostLogitRows) * config_.vocab_size * 4, "logits");
     logit_rows_ = std::min(n, kMostLogitRows);
   }
   for (int64_t first = 0; first < n; first += kMostLogitRows) {
     const int64_t part = std::min(kMostLogitRows, n - first);
-    std::vector<int32_t> wanted(rows.begin() + first, rows.begin() + first + part);
+    const std::vector<int32_t> wanted(rows.begin() + first, rows.begin() + first + part);
     copy_to_device(rows_.data(), wanted.data(), part * 4, stream_);
     compute_logits(rows_.as<int32_t>(), part);
-    copy_to_host(out + first * vocab, logits_.data(), part * vocab * 4, stream_);
-    stream_.synchronize();
+    visit(first, part);
   }
 }
 
-bool CudaTransformer::greedy_tokens(std::span<const int64_t> rows, int32_t* out) {
-  if (!last_was_decode_) return false;
-  const std::vector<int32_t> all = to_host<int32_t>(tokens_.data(), last_rows_, stream_);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    POLYSPAN_CHECK(rows[i] >= 0 && rows[i] < last_rows_);
-    out[i] = all[static_cast<size_t>(rows[i])];
+bool CudaTransformer::chosen_tokens(std::span<const int64_t> rows, int32_t* out) {
+  for (const int64_t row : rows) POLYSPAN_CHECK(last_rules_.contains(row));
+  if (last_was_decode_) {
+    const std::vector<int32_t> all = to_host<int32_t>(tokens_.data(), last_rows_, stream_);
+    for (size_t i = 0; i < rows.size(); ++i) out[i] = all[static_cast<size_t>(rows[i])];
+    return true;
   }
+  std::vector<TokenRule> rules;
+  for (const int64_t row : rows) rules.push_back(last_rules_.at(row));
+  decode_rules_.clear();  // their place is taken
+  visit_logits(rows, [&](int64_t first, int64_t n) {
+    copy_to_device(rules_.data(), rules.data() + first, n * static_cast<int64_t>(sizeof(TokenRule)), stream_);
+    // rows_ has been read by then: the tokens take its place.
+    choose_tokens(logits_.as<float>(), n, config_.vocab_size, rules_.as<TokenRule>(), rows_.as<int32_t>(), nullptr,
+                  stream_);
+    copy_to_host(out + first, rows_.data(), n * 4, stream_);
+    stream_.synchronize();
+  });
   return true;
 }
 
@@ -346,7 +370,7 @@ void CudaTransformer::add_views(KvCache& cache, int64_t layer, std::vector<KvHea
 
 void CudaTransformer::reserve_decode(int64_t n_sequences, KvType type) {
   const ModelConfig& c = config_;
-  const int32_t blocks = decode_attention_blocks(type, c.n_heads, c.n_kv_heads, c.head_dim);
+  const int32_t blocks = decode_attention_blocks(type, c.n_heads, c.n_kv_heads, c.head_dim, DecodeWidth::kBest);
   const int64_t rep_groups = (c.n_heads / c.n_kv_heads + 7) / 8;
   if (n_sequences <= decode_capacity_ && blocks == n_blocks_ && n_sequences <= logit_rows_) return;
   stream_.synchronize();
@@ -412,6 +436,7 @@ void CudaTransformer::update_decode_tables(std::span<KvCache* const> caches) {
   work_until_.clear();
   for (const KvCache* cache : caches)
     work_until_.push_back(std::min(cache->max_tokens(), round_up_to(cache->n_tokens() + 1, kWorkSteps)));
+  const int32_t n_blocks = decode_blocks(n, caches[0]->layout().type);
   std::vector<int32_t> block_begin;
   std::vector<DecodePiece> pieces(static_cast<size_t>(c.n_layers * decode_pieces_));
   for (int64_t layer = 0; layer < c.n_layers; ++layer) {
@@ -423,7 +448,8 @@ void CudaTransformer::update_decode_tables(std::span<KvCache* const> caches) {
         n_slots.push_back(
             static_cast<int32_t>(in_ring <= 0 ? work_until_[s] : h.sink_slots + std::min(h.ring_slots, in_ring)));
       }
-    const DecodeWork work = cut_decode_work(n_slots, c.n_kv_heads, n_blocks_);
+    DecodeWork work = cut_decode_work(n_slots, c.n_kv_heads, n_blocks);
+    work.block_begin.resize(static_cast<size_t>(n_blocks_) + 1, work.block_begin.back());
     POLYSPAN_CHECK(static_cast<int64_t>(work.pieces.size()) <= decode_pieces_);
     block_begin.insert(block_begin.end(), work.block_begin.begin(), work.block_begin.end());
     std::copy(work.pieces.begin(), work.pieces.end(), pieces.begin() + layer * decode_pieces_);
@@ -432,8 +458,15 @@ void CudaTransformer::update_decode_tables(std::span<KvCache* const> caches) {
   copy_to_device(pieces_.data(), pieces.data(), static_cast<int64_t>(pieces.size() * sizeof(DecodePiece)), stream_);
 }
 
+int32_t CudaTransformer::decode_blocks(int64_t n_sequences, KvType type) const {
+  const ModelConfig& c = config_;
+  const DecodeWidth width = decode_attention_width(type, n_sequences, c.n_heads, c.n_kv_heads);
+  return std::min(n_blocks_, decode_attention_blocks(type, c.n_heads, c.n_kv_heads, c.head_dim, width));
+}
+
 void CudaTransformer::record_decode_step(int64_t n, KvType type) {
   const ModelConfig& c = config_;
+  const int32_t n_blocks = decode_blocks(n, type);
   const int64_t n_pairs = c.rope.n_dims / 2;
   embed(embedding_, tokens_.as<int32_t>(), n, x_.as<float>(), stream_);
   rope_table(frequencies_.as<double>(), n_pairs, positions_.as<int32_t>(), 0, n, rope_.as<RopeTurn>(), stream_);
@@ -454,7 +487,7 @@ void CudaTransformer::record_decode_step(int64_t n, KvType type) {
                         .positions = positions_.as<int32_t>(),
                         .block_begin = block_begin_.as<int32_t>() + layer * (n_blocks_ + 1),
                         .pieces = pieces_.as<DecodePiece>() + layer * decode_pieces_,
-                        .n_blocks = n_blocks_,
+                        .n_blocks = n_blocks,
                         .partials = partials_.as<float>(),
                         .counters = counters_.as<int32_t>(),
                         .out_type = out_type,
@@ -462,7 +495,8 @@ void CudaTransformer::record_decode_step(int64_t n, KvType type) {
                        stream_);
     });
   compute_logits(nullptr, n);
-  pick_greedy(logits_.as<float>(), n, c.vocab_size, tokens_.as<int32_t>(), positions_.as<int32_t>(), stream_);
+  choose_tokens(logits_.as<float>(), n, c.vocab_size, rules_.as<TokenRule>(), tokens_.as<int32_t>(),
+                positions_.as<int32_t>(), stream_);
 }
 
 void CudaTransformer::queue_decode_step(std::span<KvCache* const> caches) {
@@ -485,10 +519,16 @@ void CudaTransformer::decode(const Batch& batch) {
   std::vector<KvCache*> caches;
   for (const BatchSequence& sequence : batch.sequences) caches.push_back(sequence.cache);
   reserve_decode(static_cast<int64_t>(caches.size()), type);
+  std::vector<TokenRule> rules;
+  for (const BatchSequence& sequence : batch.sequences) rules.push_back(sequence.rule);
+  if (rules != decode_rules_) {
+    copy_to_device(rules_.data(), rules.data(), static_cast<int64_t>(rules.size() * sizeof(TokenRule)), stream_);
+    decode_rules_ = rules;
+  }
   queue_decode_step(caches);
 }
 
-void CudaTransformer::continue_greedy(std::span<KvCache* const> caches, int64_t n_steps) {
+void CudaTransformer::continue_decoding(std::span<KvCache* const> caches, int64_t n_steps) {
   POLYSPAN_CHECK(last_was_decode_ && static_cast<int64_t>(caches.size()) == last_rows_);
   for (int64_t step = 0; step < n_steps; ++step) {
     queue_decode_step(caches);
@@ -500,7 +540,7 @@ void CudaTransformer::continue_greedy(std::span<KvCache* const> caches, int64_t 
 }
 
 void CudaTransformer::fill_cache(KvCache& cache, int64_t n_tokens, uint64_t seed) {
-  POLYSPAN_CHECK(cache.layout().type != KvType::kQ8);
+  POLYSPAN_CHECK(cache.layout().type == KvType::kF16 || cache.layout().type == KvType::kBF16);
   const DType type = cache.layout().type == KvType::kF16 ? DType::kF16 : DType::kBF16;
   fill_random(type, cache.storage(0, 0), cache.bytes() / 2, 1.0f, seed, stream_);
   cache.advance(n_tokens);

@@ -14,6 +14,7 @@
 #include "cuda/decode_attention.h"
 #include "cuda/elementwise.h"
 #include "cuda/runtime.h"
+#include "cuda/sample.h"
 #include "cuda/weights.h"
 #include "model/model.h"
 
@@ -32,7 +33,7 @@ class CudaTransformer final : public Model {
   KvCache make_cache(KvLayout layout) const override;
   void forward(const Batch& batch) override;
   void logits(std::span<const int64_t> rows, float* out) override;
-  bool greedy_tokens(std::span<const int64_t> rows, int32_t* out) override;
+  bool chosen_tokens(std::span<const int64_t> rows, int32_t* out) override;
   std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) override;
   std::unique_ptr<SpanProfiler> make_span_profiler(const CudaProfilerOptions& options) const;
   std::string_view device() const override { return device_name_; }
@@ -43,8 +44,9 @@ class CudaTransformer final : public Model {
   int64_t working_bytes() const;
 
   // n_steps decode steps of the sequences of the last batch, which was a decode step: each with the tokens that the step
-  // before chose. Returns when they are queued. REQUIRES: the caches have room.
-  void continue_greedy(std::span<KvCache* const> caches, int64_t n_steps);
+  // before chose, by the rules of that batch, always with its `uniform`. Returns when they are queued. REQUIRES: the caches
+  // have room.
+  void continue_decoding(std::span<KvCache* const> caches, int64_t n_steps);
   // Random keys and values and n_tokens positions, as if they had been computed: for benchmarks.
   void fill_cache(KvCache& cache, int64_t n_tokens, uint64_t seed);
   const Stream& stream() const { return stream_; }
@@ -79,12 +81,16 @@ class CudaTransformer final : public Model {
   void decode(const Batch& batch);
   // Adds the views [n_kv_heads] and spans [n_heads] of one layer.
   static void add_views(KvCache& cache, int64_t layer, std::vector<KvHeadView>& views, std::vector<int32_t>& spans);
+  int32_t decode_blocks(int64_t n_sequences, KvType type) const;  // of attention
   // What the GPU knows of the sequences of a decode step.
   void update_decode_tables(std::span<KvCache* const> caches);
   void queue_decode_step(std::span<KvCache* const> caches);
   void record_decode_step(int64_t n_sequences, KvType type);
   // The rows of x_ at `rows` (null: the first n) -> logits_ [n, vocab_size].
   void compute_logits(const int32_t* rows, int64_t n);
+  // Of the last batch, which was no decode step: visit(first, n) with logits_ of rows [first, first + n).
+  template <typename Visit>
+  void visit_logits(std::span<const int64_t> rows, Visit visit);
 
   std::string device_name_;
   DeviceProperties properties_;
@@ -100,7 +106,7 @@ class CudaTransformer final : public Model {
 
   // Activations for up to capacity_ tokens.
   int64_t capacity_ = 0;
-  DeviceBuffer x_, f32_, f16_, bf16_, codes_, scales_, qkv_, q_, gate_up_, rope_, tokens_, rows_;
+  DeviceBuffer x_, f32_, f16_, bf16_, codes_, scales_, qkv_, q_, gate_up_, rope_, tokens_, rows_, rules_;
   int64_t logit_rows_ = 0;
   DeviceBuffer logits_;
   // Prefill: the chunk's keys and values of one layer, and the tables of its sequences.
@@ -109,13 +115,15 @@ class CudaTransformer final : public Model {
   // Decode, for up to decode_capacity_ sequences.
   int64_t decode_capacity_ = 0, decode_pieces_ = 0;
   DeviceBuffer views_, spans_, positions_, pieces_, block_begin_, partials_, counters_;
-  int32_t n_blocks_ = 0;                // of attention
+  int32_t n_blocks_ = 0;                // of attention, at most
   std::vector<uint64_t> decode_ids_;    // whose tables are there
   std::vector<int64_t> decode_tokens_;  // their positions, as on the GPU
   std::vector<int64_t> work_until_;     // the work lists serve positions below
+  std::vector<TokenRule> decode_rules_;
   std::map<std::pair<int64_t, KvType>, Graph> graphs_;
   std::map<std::pair<int64_t, KvType>, int64_t> eager_steps_;
   bool last_was_decode_ = false;
+  std::map<int64_t, TokenRule> last_rules_;  // by the last row of the sequence
   int64_t last_rows_ = 0;
 };
 

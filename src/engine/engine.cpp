@@ -78,11 +78,11 @@ void Engine::step(std::span<const StepRequest> requests, Progress& progress) {
       const int64_t room = model_->max_batch_tokens() - static_cast<int64_t>(tokens.size());
       const int64_t n = std::min<int64_t>(room, static_cast<int64_t>(requests[i].tokens.size() - done[i]));
       if (n == 0) continue;
-      sequences.push_back({&requests[i].sequence->cache_, static_cast<int64_t>(tokens.size()), n});
+      sequences.push_back({&requests[i].sequence->cache_, static_cast<int64_t>(tokens.size()), n, requests[i].rule});
       const std::span<const TokenId> part = requests[i].tokens.subspan(done[i], static_cast<size_t>(n));
       tokens.insert(tokens.end(), part.begin(), part.end());
       done[i] += static_cast<size_t>(n);
-      if (done[i] == requests[i].tokens.size() && (requests[i].logits != nullptr || requests[i].greedy != nullptr)) {
+      if (done[i] == requests[i].tokens.size() && (requests[i].logits != nullptr || requests[i].chosen != nullptr)) {
         logit_rows.push_back(static_cast<int64_t>(tokens.size()) - 1);
         logit_requests.push_back(i);
       }
@@ -105,21 +105,21 @@ void Engine::step(std::span<const StepRequest> requests, Progress& progress) {
 void Engine::read_results(std::span<const StepRequest> requests, std::span<const size_t> which,
                           std::span<const int64_t> rows) {
   const size_t vocab = static_cast<size_t>(config().vocab_size);
-  const auto is_greedy = [&](size_t i) { return requests[i].logits == nullptr; };
-  if (std::all_of(which.begin(), which.end(), is_greedy)) {
-    std::vector<TokenId> picked(rows.size());
-    if (model_->greedy_tokens(rows, picked.data())) {
-      for (size_t i = 0; i < which.size(); ++i) *requests[which[i]].greedy = picked[i];
+  const auto wants_token_only = [&](size_t i) { return requests[i].logits == nullptr; };
+  if (std::all_of(which.begin(), which.end(), wants_token_only)) {
+    std::vector<TokenId> chosen(rows.size());
+    if (model_->chosen_tokens(rows, chosen.data())) {
+      for (size_t i = 0; i < which.size(); ++i) *requests[which[i]].chosen = chosen[i];
       return;
     }
   }
-  const bool direct = rows.size() == 1 && !is_greedy(which[0]);
+  const bool direct = rows.size() == 1 && !wants_token_only(which[0]);
   if (!direct && logits_.size() < rows.size() * vocab) logits_.resize(rows.size() * vocab);
   model_->logits(rows, direct ? requests[which[0]].logits : logits_.data());
   for (size_t i = 0; i < which.size(); ++i) {
     const StepRequest& request = requests[which[i]];
     const float* const row = direct ? request.logits : logits_.data() + i * vocab;
-    if (request.greedy != nullptr) *request.greedy = greedy_token({row, vocab});
+    if (request.chosen != nullptr) *request.chosen = choose_token({row, vocab}, request.rule);
     if (!direct && request.logits != nullptr) std::copy_n(row, vocab, request.logits);
   }
 }

@@ -40,7 +40,8 @@ struct StepRequest {
   Sequence* sequence = nullptr;
   std::span<const TokenId> tokens;  // at least one; at most the sequence's room
   float* logits = nullptr;          // [vocab_size] after the last token, or null
-  TokenId* greedy = nullptr;        // the most likely next token, or null; without logits, none leave a GPU for it
+  TokenId* chosen = nullptr;        // the next token by `rule`, or null; without logits, none leave a GPU for it
+  TokenRule rule = {};
 };
 
 class Engine {

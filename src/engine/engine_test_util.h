@@ -39,14 +39,15 @@ inline RandomModelConfig tiny_engine_config(DType type = DType::kF32) {
 class TinyEngine {
  public:
   explicit TinyEngine(const RandomModelConfig& config = tiny_engine_config(),
-                      std::string_view chat_template = kChatMlTemplate, int n_threads = 1) {
+                      std::string_view chat_template = kChatMlTemplate, int n_threads = 1,
+                      const Device& device = {DeviceKind::kCpu, 0}) {
     std::string folder = (std::filesystem::temp_directory_path() / "polyspan-engine-XXXXXX").string();
     if (mkdtemp(folder.data()) == nullptr) throw Error::io(folder, "no temporary folder");
     folder_ = folder;
     GgufWriter writer = make_random_model(config);
     if (!chat_template.empty()) writer.add_string("tokenizer.chat_template", std::string(chat_template));
     writer.write(folder_ / "tiny.gguf");
-    engine_ = Engine::load(folder_ / "tiny.gguf", n_threads);
+    engine_ = Engine::load(folder_ / "tiny.gguf", n_threads, no_progress(), device);
   }
   ~TinyEngine() {
     engine_ = nullptr;

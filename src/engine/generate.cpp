@@ -67,12 +67,12 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
   };
 
   const auto start = std::chrono::steady_clock::now();
-  // Without a penalty the most likely token is all that greedy sampling needs: a GPU then keeps its logits.
-  const bool greedy =
-      options.sampling.temperature == 0.0f && options.sampling.repetition_penalty == 1.0f && !options.n_logprobs;
-  TokenId likely = 0;
+  // Without a penalty and logprobs nobody here needs logits: a GPU then keeps them and chooses.
+  const bool token_only = options.sampling.repetition_penalty == 1.0f && !options.n_logprobs;
+  TokenId chosen = 0;
   const auto request = [&](std::span<const TokenId> tokens) {
-    return StepRequest{&sequence, tokens, greedy ? nullptr : logits.data(), greedy ? &likely : nullptr};
+    if (token_only) return StepRequest{&sequence, tokens, nullptr, &chosen, sampler.next_rule()};
+    return StepRequest{&sequence, tokens, logits.data()};
   };
   const StepRequest feed = request(prompt);
   engine.step({&feed, 1}, progress);
@@ -84,7 +84,7 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const Toke
   for (;;) {
     // Sampling may change the logits (penalty): what is told is what the model said.
     if (options.n_logprobs) said = logits;
-    const TokenId token = greedy ? likely : sampler.sample(logits, history);
+    const TokenId token = token_only ? chosen : sampler.sample(logits, history);
     if (options.n_logprobs) result.choices.push_back(token_choice(said, token, *options.n_logprobs));
     result.tokens.push_back(token);
     history.push_back(token);

@@ -31,6 +31,16 @@ TokenId greedy_token(std::span<const float> logits) {
   return static_cast<TokenId>(best);
 }
 
+TokenRule Sampler::next_rule() {
+  TokenRule rule{.temperature = options_.temperature,
+                 .top_k = static_cast<int32_t>(options_.top_k),
+                 .top_p = options_.top_p,
+                 .min_p = options_.min_p};
+  // From the top 53 bits: the same on every standard library.
+  if (rule.temperature != 0.0f) rule.uniform = static_cast<double>(random_() >> 11) * 0x1p-53;
+  return rule;
+}
+
 TokenId Sampler::sample(std::span<float> logits, std::span<const TokenId> history) {
   if (options_.repetition_penalty != 1.0f) {
     const size_t n = std::min(history.size(), static_cast<size_t>(std::max<int64_t>(0, options_.repetition_window)));
@@ -40,37 +50,44 @@ TokenId Sampler::sample(std::span<float> logits, std::span<const TokenId> histor
       logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
     }
   }
-  if (options_.temperature == 0.0f) return greedy_token(logits);
+  return choose_token(logits, next_rule());
+}
+
+TokenId choose_token(std::span<const float> logits, const TokenRule& rule) {
+  if (rule.temperature == 0.0f) return greedy_token(logits);
 
   // Candidates in order of likelihood; a NaN logit can never be chosen.
-  candidates_.clear();
+  struct Candidate {
+    TokenId id;
+    float logit;
+  };
+  thread_local std::vector<Candidate> candidates;  // kept: a vocabulary of them is a megabyte
+  candidates.clear();
   for (size_t id = 0; id < logits.size(); ++id)
-    if (!std::isnan(logits[id])) candidates_.push_back({static_cast<TokenId>(id), logits[id]});
-  if (candidates_.empty()) return greedy_token(logits);
-  const size_t k =
-      options_.top_k == 0 ? candidates_.size() : std::min(candidates_.size(), static_cast<size_t>(options_.top_k));
+    if (!std::isnan(logits[id])) candidates.push_back({static_cast<TokenId>(id), logits[id]});
+  if (candidates.empty()) return greedy_token(logits);
+  const size_t k = rule.top_k == 0 ? candidates.size() : std::min(candidates.size(), static_cast<size_t>(rule.top_k));
   std::partial_sort(
-      candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(k), candidates_.end(),
+      candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(k), candidates.end(),
       [](const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; });
-  candidates_.resize(k);
+  candidates.resize(k);
 
   std::vector<double> weights(k);
   double total = 0;
   for (size_t i = 0; i < k; ++i)
-    total += weights[i] =
-        std::exp((static_cast<double>(candidates_[i].logit) - candidates_[0].logit) / options_.temperature);
+    total += weights[i] = std::exp((static_cast<double>(candidates[i].logit) - candidates[0].logit) /
+                                   static_cast<double>(rule.temperature));
   size_t kept = 0;
   double kept_weight = 0;
-  while (kept < k && weights[kept] >= static_cast<double>(options_.min_p) * weights[0] &&
-         (kept == 0 || kept_weight < static_cast<double>(options_.top_p) * total))
+  while (kept < k && weights[kept] >= static_cast<double>(rule.min_p) * weights[0] &&
+         (kept == 0 || kept_weight < static_cast<double>(rule.top_p) * total))
     kept_weight += weights[kept++];
-  // A uniform number in [0, 1) from the top 53 bits: the same on every standard library.
-  double at = static_cast<double>(random_() >> 11) * 0x1p-53 * kept_weight;
+  double at = rule.uniform * kept_weight;
   for (size_t i = 0; i + 1 < kept; ++i) {
-    if (at < weights[i]) return candidates_[i].id;
+    if (at < weights[i]) return candidates[i].id;
     at -= weights[i];
   }
-  return candidates_[kept == 0 ? 0 : kept - 1].id;
+  return candidates[kept == 0 ? 0 : kept - 1].id;
 }
 
 }  // namespace polyspan

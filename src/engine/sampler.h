@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "model/token_rule.h"
 #include "text/tokenizer.h"
 
 namespace polyspan {
@@ -24,22 +25,23 @@ struct SamplingOptions {
   void check() const;
 };
 
-// The same seed gives the same tokens.
+// The same seed gives the same tokens: one number of std::mt19937_64(seed) for each token, in order, unless it is greedy.
 class Sampler {
  public:
   explicit Sampler(const SamplingOptions& options);
-  // logits [vocab_size] are changed by the penalty. `history`: the tokens so far, prompt included.
+  // What to choose the next token by, the penalty aside; takes the next number. For whoever has the logits: choose_token,
+  // or a model on a GPU.
+  TokenRule next_rule();
+  // The next token. logits [vocab_size] are changed by the penalty. `history`: the tokens so far, prompt included.
   TokenId sample(std::span<float> logits, std::span<const TokenId> history);
 
  private:
-  struct Candidate {
-    TokenId id;
-    float logit;
-  };
   SamplingOptions options_;
   std::mt19937_64 random_;
-  std::vector<Candidate> candidates_;
 };
+
+// The rule's token of logits [vocab_size], in double.
+TokenId choose_token(std::span<const float> logits, const TokenRule& rule);
 
 // The most likely token; the lowest id among equals. A NaN is chosen (as token 0) only where all logits are NaN.
 TokenId greedy_token(std::span<const float> logits);

@@ -10,13 +10,13 @@
 namespace polyspan {
 
 std::string_view kv_type_name(KvType type) {
-  return type == KvType::kF16 ? "f16" : type == KvType::kBF16 ? "bf16" : "q8";
+  return type == KvType::kF16 ? "f16" : type == KvType::kBF16 ? "bf16" : type == KvType::kQ8 ? "q8" : "f8";
 }
 
 KvType kv_type_by_name(std::string_view name) {
-  for (KvType type : {KvType::kF16, KvType::kBF16, KvType::kQ8})
+  for (KvType type : {KvType::kF16, KvType::kBF16, KvType::kQ8, KvType::kF8})
     if (kv_type_name(type) == name) return type;
-  throw Error::usage("cache type \"", name, "\" is not known; wanted f16, bf16 or q8");
+  throw Error::usage("cache type \"", name, "\" is not known; wanted f16, bf16, q8 or f8");
 }
 
 KvLayout::KvLayout(const ModelConfig& config, const SpanPlan& plan, int64_t length, KvType kv_type)
@@ -74,6 +74,8 @@ KvCache::KvCache(KvLayout layout, std::shared_ptr<std::byte> device_memory)
 }
 
 KvCache::KvCache(KvLayout layout) : layout_(std::move(layout)), id_(next_cache_id()) {
+  if (layout_.type == KvType::kF8)
+    throw Error::unsupported("an f8 KV cache is for a GPU only: use --device cuda, or a cache of f16, bf16 or q8");
   memory_ = HugeBuffer(layout_.bytes, layout_.describe());
 }
 

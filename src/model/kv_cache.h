@@ -18,7 +18,7 @@
 namespace polyspan {
 
 std::string_view kv_type_name(KvType type);
-// "f16", "bf16", "q8"; throws Error (kUsage) for anything else.
+// "f16", "bf16", "q8", "f8"; throws Error (kUsage) for anything else.
 KvType kv_type_by_name(std::string_view name);
 
 // Where one KV head's slots are: [0, sink_slots) hold positions 0, 1, ...; position p >= n_sink is in ring slot
@@ -53,7 +53,7 @@ struct KvLayout {
 
 class KvCache {
  public:
-  // Throws Error (kOutOfMemory) with the bytes needed and available.
+  // Throws Error: kOutOfMemory with the bytes needed and available, kUnsupported for f8, which a GPU alone has.
   explicit KvCache(KvLayout layout);
   // In memory of another device, layout.bytes of it: made by the model that runs there (Model::make_cache).
   KvCache(KvLayout layout, std::shared_ptr<std::byte> device_memory);

@@ -203,8 +203,22 @@ TEST(KvCache, TooLargeIsAnErrorBeforeAnythingIsTaken) {
   }
 }
 
+TEST(KvCache, F8IsForGpus) {
+  const ModelConfig config = small_config();
+  const KvLayout layout(config, SpanPlan::dense(config.head_shape()), 100, KvType::kF8);
+  EXPECT_EQ(2 * layout.bytes, KvLayout(config, SpanPlan::dense(config.head_shape()), 100, KvType::kF16).bytes);
+  try {
+    KvCache cache(layout);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
+    EXPECT_NE(std::string(error.what()).find("--device cuda"), std::string::npos) << error.what();
+  }
+}
+
 TEST(KvType, NamesReadBack) {
-  for (const KvType type : kKvTypes) EXPECT_EQ(kv_type_by_name(kv_type_name(type)), type);
+  for (const KvType type : {KvType::kF16, KvType::kBF16, KvType::kQ8, KvType::kF8})
+    EXPECT_EQ(kv_type_by_name(kv_type_name(type)), type);
   for (const char* name : {"", "F16", "f32", "q4"}) {
     try {
       kv_type_by_name(name);
@@ -212,7 +226,7 @@ TEST(KvType, NamesReadBack) {
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kUsage);
       EXPECT_EQ(std::string(error.what()),
-                "cache type \"" + std::string(name) + "\" is not known; wanted f16, bf16 or q8");
+                "cache type \"" + std::string(name) + "\" is not known; wanted f16, bf16, q8 or f8");
     }
   }
 }

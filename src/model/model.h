@@ -14,6 +14,7 @@
 #include "model/config.h"
 #include "model/kv_cache.h"
 #include "model/span_profiler.h"
+#include "model/token_rule.h"
 #include "ops/context.h"
 
 namespace polyspan {
@@ -23,6 +24,7 @@ namespace polyspan {
 struct BatchSequence {
   KvCache* cache = nullptr;
   int64_t first_row = 0, n_rows = 0;
+  TokenRule rule = {};  // of the token after its last row, where the model chooses it itself
 };
 
 struct Batch {
@@ -47,9 +49,9 @@ class Model {
   virtual void forward(const Batch& batch) = 0;
   // Logits [rows.size(), vocab_size] of some rows of the last batch.
   virtual void logits(std::span<const int64_t> rows, float* out) = 0;
-  // The most likely token after each of these rows, the first of equals, where the model picks it itself (on a GPU: no
-  // logits travel). False: it does not, ask for logits.
-  virtual bool greedy_tokens(std::span<const int64_t> rows, int32_t* out) {
+  // The token after each of these rows, each the last of its sequence, by the sequence's rule, where the model chooses it
+  // itself (on a GPU: no logits travel). False: it does not, ask for logits.
+  virtual bool chosen_tokens(std::span<const int64_t> rows, int32_t* out) {
     static_cast<void>(rows), static_cast<void>(out);
     return false;
   }

@@ -297,6 +297,7 @@ void decode_attention(const DecodeAttentionArgs& args) {
     case KvType::kF16: return decode_all<KvType::kF16>(args);
     case KvType::kBF16: return decode_all<KvType::kBF16>(args);
     case KvType::kQ8: return decode_all<KvType::kQ8>(args);
+    case KvType::kF8: break;  // no such cache is made here (model/kv_cache.h)
   }
 }
 

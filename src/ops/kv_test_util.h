@@ -14,9 +14,9 @@
 
 namespace polyspan::testing_util {
 
-inline constexpr std::array<KvType, 3> kKvTypes = {KvType::kF16, KvType::kBF16, KvType::kQ8};
+inline constexpr std::array<KvType, 3> kKvTypes = {KvType::kF16, KvType::kBF16, KvType::kQ8};  // of the CPU
 inline const char* kv_type_text(KvType type) {
-  return type == KvType::kF16 ? "f16" : type == KvType::kBF16 ? "bf16" : "q8";
+  return type == KvType::kF16 ? "f16" : type == KvType::kBF16 ? "bf16" : type == KvType::kQ8 ? "q8" : "f8";
 }
 
 // One row as a cache of `type` holds it.

@@ -149,6 +149,7 @@ void prefill_attention(const PrefillAttentionArgs& args) {
     case KvType::kF16: return prefill<KvType::kF16>(args);
     case KvType::kBF16: return prefill<KvType::kBF16>(args);
     case KvType::kQ8: return prefill<KvType::kQ8>(args);
+    case KvType::kF8: break;  // no such cache is made here (model/kv_cache.h)
   }
 }
 
