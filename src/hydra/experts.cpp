@@ -2,6 +2,8 @@
 
 #include <vector>
 
+#include "hydra/precision.h"
+
 namespace polyspan {
 namespace {
 
@@ -19,11 +21,16 @@ std::vector<Group> group_by_expert(const torch::Tensor& experts, int64_t n_exper
   const int64_t n_active = host.size(-1);
   std::vector<std::vector<int64_t>> choices(static_cast<size_t>(n_experts));
   for (int64_t i = 0; i < host.numel(); ++i) choices[static_cast<size_t>(host.data_ptr<int64_t>()[i])].push_back(i);
+  std::vector<int64_t> by_expert;
+  for (const std::vector<int64_t>& of : choices) by_expert.insert(by_expert.end(), of.begin(), of.end());
+  const torch::Tensor rows = torch::tensor(by_expert, torch::kInt64).to(experts.device());  // one copy for all experts
   std::vector<Group> groups;
+  int64_t begin = 0;
   for (int64_t expert = 0; expert < n_experts; ++expert) {
-    if (choices[static_cast<size_t>(expert)].empty()) continue;
-    const torch::Tensor rows = torch::tensor(choices[static_cast<size_t>(expert)], torch::kInt64).to(experts.device());
-    groups.push_back({expert, rows.div(n_active, "floor"), rows});
+    const int64_t end = begin + std::ssize(choices[static_cast<size_t>(expert)]);
+    if (end == begin) continue;
+    groups.push_back({expert, rows.slice(0, begin, end).div(n_active, "floor"), rows.slice(0, begin, end)});
+    begin = end;
   }
   return groups;
 }
@@ -40,6 +47,7 @@ class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
   static torch::Tensor forward(AutogradContext* context, torch::Tensor x, torch::Tensor experts, torch::Tensor weights,
                                torch::Tensor gate, torch::Tensor up, torch::Tensor down) {
     context->save_for_backward({x, experts, weights, gate, up, down});
+    context->saved_data["bf16"] = Bf16Products::are_on(x.device().type());
     torch::Tensor y = torch::zeros_like(x);
     for (const Group& group : group_by_expert(experts, gate.size(0))) {
       const torch::Tensor in = x.index_select(0, group.chunks);
@@ -53,6 +61,7 @@ class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
   // Computes the hidden values again: kept are the inputs alone.
   static variable_list backward(AutogradContext* context, variable_list d_out) {
     const variable_list saved = context->get_saved_variables();
+    const Bf16Products as_forward(saved[0].device().type(), context->saved_data["bf16"].toBool());
     const torch::Tensor &x = saved[0], &experts = saved[1], &weights = saved[2], &gate = saved[3], &up = saved[4],
                         &down = saved[5];
     const torch::Tensor dy = d_out[0].contiguous();
@@ -72,7 +81,7 @@ class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
       const torch::Tensor du = dh * silu, dg = dh * u * sigmoid * (1 + g * (1 - sigmoid));
       d_up[e] = du.t().mm(in);
       d_gate[e] = dg.t().mm(in);
-      dx.index_add_(0, group.chunks, (dg.mm(gate[e]) + du.mm(up[e])).view(d_y.sizes()));
+      dx.index_add_(0, group.chunks, (dg.mm(gate[e]) + du.mm(up[e])).view(d_y.sizes()).to(dx.dtype()));
     }
     return {dx, torch::Tensor(), d_weights.view(weights.sizes()), d_gate, d_up, d_down};
   }
@@ -82,6 +91,7 @@ class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
 
 Routing route(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& summary,
               const torch::Tensor& noise) {
+  const Bf16Products off(summary.device().type(), false);
   torch::Tensor logits = torch::linear(summary, w["moe_router.weight"]);  // [n_seqs, n_chunks, n_experts]
   Routing routing;
   routing.z_loss = logits.logsumexp(-1).square().mean();

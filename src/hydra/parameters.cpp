@@ -1,10 +1,13 @@
 #include "hydra/parameters.h"
 
+#include <ATen/Parallel.h>
+
 #include <cmath>
 
 #include "core/error.h"
 #include "core/fnv1a.h"
 #include "eval/random_source.h"
+#include "hydra/precision.h"
 
 namespace polyspan {
 namespace {
@@ -36,10 +39,17 @@ std::vector<float> initial_values(const TensorSpec& spec, uint64_t seed) {
 
 Parameters::Parameters(std::vector<TensorSpec> specs, uint64_t seed, const torch::TensorOptions& options)
     : specs_(std::move(specs)) {
+  tensors_.resize(specs_.size());
+  at::parallel_for(0, std::ssize(specs_), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const size_t at = static_cast<size_t>(i);
+      std::vector<float> values = initial_values(specs_[at], seed);
+      const torch::Tensor host = torch::from_blob(values.data(), specs_[at].shape, torch::kFloat32);
+      tensors_[at] = torch::empty(specs_[at].shape, options).copy_(host);
+    }
+  });
   for (size_t i = 0; i < specs_.size(); ++i) {
-    const std::vector<float> values = initial_values(specs_[i], seed);
-    const torch::Tensor tensor = torch::tensor(at::ArrayRef<float>(values)).reshape(specs_[i].shape);
-    tensors_.push_back(tensor.to(options).clone().set_requires_grad(true));
+    tensors_[i].set_requires_grad(true);
     index_[specs_[i].name] = i;
   }
 }
@@ -56,7 +66,8 @@ void Parameters::set_trained(HydraPart part, bool trained) {
 }
 
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps) {
-  return x * torch::rsqrt(x.square().mean(-1, /*keepdim=*/true) + eps) * weight;
+  const torch::Tensor wide = not_bf16(x);
+  return wide * torch::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps) * weight;
 }
 
 }  // namespace polyspan

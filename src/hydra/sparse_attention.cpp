@@ -1,14 +1,18 @@
 #include "hydra/sparse_attention.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "core/error.h"
+#include "hydra/precision.h"
 
 namespace polyspan {
 
-torch::Tensor rope(const torch::Tensor& x, double base) {
+torch::Tensor rope(const torch::Tensor& in, double base) {
+  const torch::Tensor x = not_bf16(in);
   const int64_t n_tokens = x.size(1), half = x.size(3) / 2;
   const torch::TensorOptions wide = x.options().dtype(torch::kFloat64);
   const torch::Tensor frequency = torch::pow(base, torch::arange(half, wide) / -static_cast<double>(half));
@@ -26,20 +30,26 @@ torch::Tensor global_sets(const torch::Tensor& scores, int64_t chunk_len, int64_
   const int64_t n_seqs = host.size(0), n_tokens = host.size(1), n_chunks = n_tokens / chunk_len,
                 n_late = window / chunk_len;
   torch::Tensor sets = torch::full({n_seqs, n_chunks, n_global}, int64_t{-1}, torch::kInt64);
-  for (int64_t s = 0; s < n_seqs; ++s) {
-    const double* score = host.data_ptr<double>() + s * n_tokens;
-    const auto better = [&](int64_t a, int64_t b) { return score[a] != score[b] ? score[a] > score[b] : a < b; };
-    std::vector<int64_t> kept;
-    for (int64_t chunk = n_late; chunk < n_chunks; ++chunk) {
-      for (int64_t i = 0; i < chunk_len; ++i) kept.push_back((chunk - n_late) * chunk_len + i);
-      if (std::ssize(kept) > n_global) {
-        std::nth_element(kept.begin(), kept.begin() + n_global, kept.end(), better);
-        kept.resize(static_cast<size_t>(n_global));
-        std::sort(kept.begin(), kept.end());
+  at::parallel_for(0, n_seqs, 1, [&](int64_t first, int64_t last) {
+    for (int64_t s = first; s < last; ++s) {
+      const double* score = host.data_ptr<double>() + s * n_tokens;
+      const auto better = [&](int64_t a, int64_t b) { return score[a] != score[b] ? score[a] > score[b] : a < b; };
+      std::vector<int64_t> kept, order;  // `kept` ascends
+      int64_t worst = -1;                // of a full set: most later tokens are turned away by it alone
+      for (int64_t chunk = n_late; chunk < n_chunks; ++chunk) {
+        for (int64_t i = 0; i < chunk_len; ++i)
+          if (const int64_t token = (chunk - n_late) * chunk_len + i; worst < 0 || better(token, worst))
+            kept.push_back(token);
+        if (const auto n = std::ssize(kept); n > n_global || (worst < 0 && n == n_global)) {
+          order = kept;
+          std::nth_element(order.begin(), order.begin() + (n_global - 1), order.end(), better);
+          worst = order[static_cast<size_t>(n_global - 1)];
+          std::erase_if(kept, [&](int64_t token) { return better(worst, token); });
+        }
+        std::copy(kept.begin(), kept.end(), sets.data_ptr<int64_t>() + (s * n_chunks + chunk) * n_global);
       }
-      std::copy(kept.begin(), kept.end(), sets.data_ptr<int64_t>() + (s * n_chunks + chunk) * n_global);
     }
-  }
+  });
   return sets.to(scores.device());
 }
 
@@ -74,8 +84,9 @@ torch::Tensor sparse_attention(const HydraConfig& c, const BlockParameters& w, c
                            .expand({n_seqs, n_chunks, len, n_near});
 
   if (with_globals && c.n_global > 0) {
-    const torch::Tensor scores = torch::matmul(x, w["attn_score.weight"]) + w["attn_score.bias"];  // [n_seqs, n_tokens]
-    const torch::Tensor set = global_sets(scores, len, c.window, c.n_global);  // [n_seqs, n_chunks, n_global]
+    const torch::Tensor scores =
+        not_bf16(torch::matmul(x, w["attn_score.weight"])) + w["attn_score.bias"];  // [n_seqs, n_tokens]
+    const torch::Tensor set = global_sets(scores, len, c.window, c.n_global);       // [n_seqs, n_chunks, n_global]
     const torch::Tensor at = set.clamp_min(0).view({n_seqs, n_chunks * c.n_global});
     const auto chosen = [&](const torch::Tensor& all) {
       const torch::Tensor rows = at.unsqueeze(-1).expand({n_seqs, at.size(1), c.n_kv_heads * c.head_dim});

@@ -30,6 +30,7 @@ int run(int argc, char** argv) {
     if (json) {
       const nlohmann::ordered_json document = {{"run", options.folder.string()},
                                                {"steps", result.steps},
+                                               {"parameters", result.parameters},
                                                {"loss", result.loss},
                                                {"eval_loss", result.eval_loss},
                                                {"eval_accuracy", result.eval_accuracy},

@@ -13,7 +13,9 @@
 #include "core/thread_team.h"
 #include "hydra/batches.h"
 #include "hydra/checkpoint.h"
+#include "hydra/device_memory.h"
 #include "hydra/hydra_model.h"
+#include "hydra/precision.h"
 #include "hydra/transformer_model.h"
 
 namespace polyspan {
@@ -23,12 +25,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr HydraPart kAllParts[] = {HydraPart::kSsm,       HydraPart::kAttention, HydraPart::kMoe,
                                    HydraPart::kWorkspace, HydraPart::kPkm,       HydraPart::kFfn};
-
-HydraPart part_by_name(const std::string& name) {
-  for (const HydraPart part : kAllParts)
-    if (part_name(part) == name) return part;
-  POLYSPAN_CHECK(false, name);
-}
 
 // Where a step is in the curriculum.
 struct StagePosition {
@@ -69,7 +65,7 @@ double learning_rate(const TrainConfig& config, const StagePosition& at, int64_t
 // Mean cross-entropy of the targets that count.
 torch::Tensor cross_entropy(const torch::Tensor& logits, const TokenBatch& batch) {
   const torch::Tensor each =
-      torch::nn::functional::cross_entropy(logits.flatten(0, 1), batch.targets.flatten(),
+      torch::nn::functional::cross_entropy(not_bf16(logits).flatten(0, 1), batch.targets.flatten(),
                                            torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone));
   const torch::Tensor mask = batch.mask.flatten();
   return (each * mask).sum() / mask.sum().clamp_min(1);
@@ -135,6 +131,10 @@ class Run {
 
  private:
   void check_data();
+  ForwardOutput forward(const TokenBatch& batch, const StageSwitches& switches) {
+    const Bf16Products products(device_.type(), config_.precision == "bf16");
+    return model_->forward(batch.inputs, switches);
+  }
   // Forward, backward, update; returns the cross-entropy.
   double step(int64_t step);
   std::pair<double, double> evaluate(const TrainStage& stage);
@@ -223,7 +223,7 @@ double Run::step(int64_t step) {
         part, std::find(at.stage->frozen.begin(), at.stage->frozen.end(), part_name(part)) == at.stage->frozen.end());
   const TokenBatch batch =
       moved(train_batch(*train_tokens_, at.stage->batch, at.stage->length, config_.seed, step), device_);
-  last_ = model_->forward(batch.inputs, switches_at(config_, at, step));
+  last_ = forward(batch, switches_at(config_, at, step));
   const torch::Tensor loss = cross_entropy(last_.logits, batch);
   torch::Tensor total = loss;
   if (last_.balance_loss.defined())
@@ -250,7 +250,7 @@ std::pair<double, double> Run::evaluate(const TrainStage& stage) {
   for (const std::string& part : stage.off) switches.share[part_by_name(part)] = 0;
   for (int64_t first = 0; first < n; first += stage.batch) {
     const TokenBatch batch = moved(eval_batch(file, first, std::min(stage.batch, n - first), n, stage.length), device_);
-    const ForwardOutput out = model_->forward(batch.inputs, switches);
+    const ForwardOutput out = forward(batch, switches);
     const double count = batch.mask.sum().item<double>();
     loss += cross_entropy(out.logits, batch).item<double>() * count;
     right += ((out.logits.argmax(-1) == batch.targets) * batch.mask).sum().item<double>();
@@ -273,6 +273,7 @@ TrainResult Run::go() {
                  {"libtorch", TORCH_VERSION}});
   TrainResult result;
   result.steps = first;
+  for (const TensorSpec& spec : model_->parameters().specs()) result.parameters += spec.n_values();
   const auto seconds_since = [](Clock::time_point then) {
     return std::chrono::duration<double>(Clock::now() - then).count();
   };
@@ -297,6 +298,7 @@ TrainResult Run::go() {
                     {"lr", learning_rate(config_, at, step)},
                     {"grad_norm", grad_norm_},
                     {"tokens_per_s", static_cast<double>(n_tokens) / train_seconds}};
+      if (const int64_t bytes = peak_device_bytes(device_); bytes > 0) entry["peak_device_bytes"] = bytes;
       if (last_.balance_loss.defined())
         entry["balance_loss"] = last_.balance_loss.item<double>(), entry["z_loss"] = last_.z_loss.item<double>();
       for (const auto& [name, value] : last_.statistics) {
@@ -316,7 +318,7 @@ TrainResult Run::go() {
                    {"loss", result.eval_loss},
                    {"accuracy", result.eval_accuracy}});
     }
-    if (last || (step + 1) % config_.checkpoint_every == 0) {
+    if (config_.checkpoint_every > 0 && (last || (step + 1) % config_.checkpoint_every == 0)) {
       state_.step = step + 1;
       save_checkpoint(options_.folder / "checkpoint.safetensors", config_, config_text_, model_->parameters(),
                       *optimizer_, state_);
@@ -331,6 +333,12 @@ TrainResult Run::go() {
 
 }  // namespace
 
+HydraPart part_by_name(const std::string& name) {
+  for (const HydraPart part : kAllParts)
+    if (part_name(part) == name) return part;
+  POLYSPAN_CHECK(false, name);
+}
+
 std::unique_ptr<LanguageModel> make_model(const TrainConfig& config, const torch::TensorOptions& options) {
   if (config.architecture == "hydra") return std::make_unique<HydraModel>(config.hydra, config.seed, options);
   return std::make_unique<TransformerModel>(config.transformer, config.seed, options);
@@ -341,7 +349,10 @@ TrainResult train(const TrainOptions& options, Progress& progress) {
     return Run(options, progress).go();
   } catch (const c10::Error& error) {  // LibTorch's own: memory, above all
     const std::string message = error.what_without_backtrace();
-    if (message.find("memory") != std::string::npos) throw Error::out_of_memory("LibTorch: ", message);
+    if (message.find("memory") != std::string::npos)
+      throw Error::out_of_memory(
+          "training on ", options.device, " needs more memory than there is; a smaller batch, a ",
+          "shorter length or precision = \"bf16\" needs less. LibTorch: ", message.substr(0, message.find('\n')));
     throw;
   }
 }

@@ -13,6 +13,9 @@ namespace polyspan {
 
 std::unique_ptr<LanguageModel> make_model(const TrainConfig& config, const torch::TensorOptions& options);
 
+// The part that a configuration's stage names: "ssm", "moe", ... REQUIRES: there is such a part.
+HydraPart part_by_name(const std::string& name);
+
 struct TrainOptions {
   std::filesystem::path config_file, folder;
   bool resume = false;
@@ -22,7 +25,8 @@ struct TrainOptions {
 
 struct TrainResult {
   int64_t steps = 0;  // done in all, with those before a resume
-  double loss = 0;    // of the last step
+  int64_t parameters = 0;
+  double loss = 0;  // of the last step
   double eval_loss = 0, eval_accuracy = 0;
   double tokens_per_s = 0;  // of this call
 };
