@@ -31,7 +31,8 @@ function(polyspan_uses_torch target)
   polyspan_warnings(${target})
 endfunction()
 add_library(polyspan_hydra STATIC ${hydra_sources})
-target_link_libraries(polyspan_hydra PUBLIC polyspan_recipe ${TORCH_LIBRARIES})
+# stdc++ in front: a pip-installed libtorch exports parts of an old std::filesystem, which would be taken otherwise.
+target_link_libraries(polyspan_hydra PUBLIC polyspan_recipe stdc++ ${TORCH_LIBRARIES})
 target_precompile_headers(polyspan_hydra PRIVATE <torch/torch.h>)
 polyspan_uses_torch(polyspan_hydra)
 
