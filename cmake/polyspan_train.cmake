@@ -36,6 +36,15 @@ target_link_libraries(polyspan_hydra PUBLIC polyspan_recipe stdc++ ${TORCH_LIBRA
 target_precompile_headers(polyspan_hydra PRIVATE <torch/torch.h>)
 polyspan_uses_torch(polyspan_hydra)
 
+# c10d's Gloo is there in both, but only Debian has the headers that its own header includes (libgloo-dev).
+find_path(POLYSPAN_GLOO_INCLUDE gloo/algorithm.h)
+mark_as_advanced(POLYSPAN_GLOO_INCLUDE)
+if(POLYSPAN_GLOO_INCLUDE AND Torch_VERSION VERSION_LESS 2)
+  set_source_files_properties(src/hydra/processes.cpp PROPERTIES COMPILE_DEFINITIONS POLYSPAN_HAS_GLOO=1)
+else()
+  message(STATUS "polyspan train: one process only (several need libtorch-dev with libgloo-dev)")
+endif()
+
 add_executable(polyspan-train src/hydra/train_main.cpp src/cli/cli.cpp)
 target_link_libraries(polyspan-train PRIVATE polyspan_hydra CLI11::CLI11)
 polyspan_uses_torch(polyspan-train)

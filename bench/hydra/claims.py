@@ -178,7 +178,9 @@ CLAIMS = {
 def make_domains(texts):
     """domains/NAME.train.txt and .valid.txt, about 0.9 and 0.1 MB each: WikiText-2, the C++ of this repository, tables."""
     root, folder = pathlib.Path(__file__).resolve().parents[2], texts / "domains"
-    folder.mkdir(exist_ok=True)
+    if folder.exists():
+        return
+    folder.mkdir()
     draw = random.Random(1)
     rows = (",".join(str(draw.randrange(10 ** draw.randrange(1, 7))) for _ in range(8)) for _ in range(40000))
     sources = {"prose": (texts / "wikitext-2/valid.txt").read_bytes(),
@@ -321,6 +323,8 @@ class Bench:
     def run(self):
         jobs = [(name, model, seed) for name in self.args.claims for seed in range(1, self.args.seeds + 1)
                 for model in CLAIMS[name]["models"] if not self.args.models or model in self.args.models]
+        if self.args.order == "seeds":
+            jobs.sort(key=lambda job: job[2])
         results, begin, said = {}, time.monotonic(), 0.0
         with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
             pending = {pool.submit(self.train, *job): job for job in jobs}
@@ -388,6 +392,8 @@ def main():
     parser.add_argument("--precision", default="f32", choices=["f32", "bf16"])
     parser.add_argument("--models", type=lambda text: text.split(";"), default=[], help="by name, with ; between them")
     parser.add_argument("--share-of-steps", type=float, default=1.0, help="for a quick look")
+    parser.add_argument("--order", default="claims", choices=["claims", "seeds"],
+                        help="claim after claim, or the first seed of all before the second")
     parser.add_argument("--deadline", type=float, default=1e9, help="seconds after which it stops")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

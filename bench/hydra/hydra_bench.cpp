@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "core/error.h"
 #include "core/thread_team.h"
@@ -69,8 +70,9 @@ void lengths(const Arguments& a) {
         make_model(config, torch::TensorOptions().dtype(torch::kFloat32).device(device));
     int64_t n_parameters = 0;
     for (const torch::Tensor& tensor : model->parameters().tensors()) n_parameters += tensor.numel();
-    AdamW optimizer(model->parameters(), {});
+    std::optional<AdamW> optimizer;  // made when it is needed: its moments are twice the model's memory
     for (const std::string& what : a.what) {
+      if (what == "train") optimizer.emplace(model->parameters(), AdamSettings{});
       for (const int64_t length : a.lengths) {
         if (length > a.tokens) continue;
         torch::manual_seed(1);
@@ -86,7 +88,7 @@ void lengths(const Arguments& a) {
         };
         const auto step = [&] {
           torch::nn::functional::cross_entropy(not_bf16(logits()).flatten(0, 1), targets.flatten()).backward();
-          optimizer.step(1e-6);
+          optimizer->step(1e-6);
         };
         Json row = {{"test", what},
                     {"config", std::filesystem::path(file).stem().string()},
@@ -107,7 +109,7 @@ void lengths(const Arguments& a) {
           const std::string message = error.what_without_backtrace();
           if (message.find("memory") == std::string::npos) throw;
           row["error"] = "out of memory";
-          optimizer.drop_gradients();
+          if (optimizer) optimizer->drop_gradients();
         }
         row["peak_device_bytes"] = peak_device_bytes(device);
         put(row);

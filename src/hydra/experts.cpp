@@ -38,6 +38,8 @@ std::vector<Group> group_by_expert(const torch::Tensor& experts, int64_t n_exper
 // A product a chunk, [n, L, d_in] x W^T: one large product could be cut differently when another chunk joins, and a
 // token's bits would then depend on later tokens.
 torch::Tensor chunk_linear(const torch::Tensor& x, const torch::Tensor& weight) {
+  if (Bf16Products::are_on(x.device().type()) && weight.scalar_type() != torch::kBFloat16)  // before there are n of it
+    return chunk_linear(x, weight.to(torch::kBFloat16));
   return torch::bmm(x, weight.t().unsqueeze(0).expand({x.size(0), weight.size(1), weight.size(0)}));
 }
 
@@ -89,8 +91,8 @@ class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
 
 }  // namespace
 
-Routing route(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& summary,
-              const torch::Tensor& noise) {
+Routing route(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& summary, const torch::Tensor& noise,
+              const std::function<torch::Tensor(const torch::Tensor&)>& mean_over_processes) {
   const Bf16Products off(summary.device().type(), false);
   torch::Tensor logits = torch::linear(summary, w["moe_router.weight"]);  // [n_seqs, n_chunks, n_experts]
   Routing routing;
@@ -101,6 +103,7 @@ Routing route(const HydraConfig& c, const BlockParameters& w, const torch::Tenso
   routing.experts = experts;
   routing.weights = best / best.sum(-1, /*keepdim=*/true);
   routing.use = torch::one_hot(experts, c.n_experts).to(summary.dtype()).mean(at::IntArrayRef({0, 1, 2}));
+  if (mean_over_processes) routing.use = mean_over_processes(routing.use);
   routing.balance_loss =
       static_cast<double>(c.n_experts) * (routing.use * probabilities.mean(at::IntArrayRef({0, 1}))).sum();
   return routing;

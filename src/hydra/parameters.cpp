@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -12,10 +13,13 @@
 namespace polyspan {
 namespace {
 
-std::vector<float> initial_values(const TensorSpec& spec, uint64_t seed) {
-  RandomSource random{seed, fnv1a(spec.name)};
-  std::vector<float> values(static_cast<size_t>(spec.n_values()));
-  for (size_t i = 0; i < values.size(); ++i) {
+constexpr int64_t kInitBlock = 1 << 20;  // values that come of one random stream: the blocks are made in parallel
+
+void initial_values(const TensorSpec& spec, uint64_t seed, int64_t block, float* values) {
+  const int64_t begin = block * kInitBlock, end = std::min(begin + kInitBlock, spec.n_values());
+  RandomSource random = block == 0 ? RandomSource{seed, fnv1a(spec.name)}
+                                   : RandomSource{seed, fnv1a(spec.name), static_cast<uint64_t>(block)};
+  for (int64_t i = begin; i < end; ++i) {
     double value = spec.scale;
     switch (spec.init) {
       case TensorInit::kConstant: break;
@@ -32,24 +36,27 @@ std::vector<float> initial_values(const TensorSpec& spec, uint64_t seed) {
     }
     values[i] = static_cast<float>(value);
   }
-  return values;
 }
 
 }  // namespace
 
 Parameters::Parameters(std::vector<TensorSpec> specs, uint64_t seed, const torch::TensorOptions& options)
     : specs_(std::move(specs)) {
-  tensors_.resize(specs_.size());
-  at::parallel_for(0, std::ssize(specs_), 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const size_t at = static_cast<size_t>(i);
-      std::vector<float> values = initial_values(specs_[at], seed);
-      const torch::Tensor host = torch::from_blob(values.data(), specs_[at].shape, torch::kFloat32);
-      tensors_[at] = torch::empty(specs_[at].shape, options).copy_(host);
+  std::vector<torch::Tensor> host;
+  std::vector<std::pair<size_t, int64_t>> blocks;  // (tensor, block of it)
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    host.push_back(torch::empty(specs_[i].shape, torch::kFloat32));
+    for (int64_t block = 0; block * kInitBlock < specs_[i].n_values(); ++block) blocks.emplace_back(i, block);
+  }
+  at::parallel_for(0, std::ssize(blocks), 1, [&](int64_t first, int64_t last) {
+    for (int64_t at = first; at < last; ++at) {
+      const auto [i, block] = blocks[static_cast<size_t>(at)];
+      initial_values(specs_[i], seed, block, host[i].data_ptr<float>());
     }
   });
   for (size_t i = 0; i < specs_.size(); ++i) {
-    tensors_[i].set_requires_grad(true);
+    tensors_.push_back(host[i].to(options, /*non_blocking=*/false, /*copy=*/true).set_requires_grad(true));
+    host[i] = torch::Tensor();
     index_[specs_[i].name] = i;
   }
 }

@@ -16,13 +16,15 @@ torch::Tensor initial_state(const ScanInput& in) {
   return torch::zeros({in.x.size(0), in.x.size(2), in.x.size(3), in.B.size(2)}, in.x.options());
 }
 
-// a [..., L] -> [..., L, L]: entry (i, j) is a_{j+1} + ... + a_i for j <= i, -inf above the diagonal.
-torch::Tensor segment_sums(const torch::Tensor& a) {
-  const int64_t len = a.size(-1);
-  const torch::Tensor ones = torch::ones({len, len}, a.options().dtype(torch::kBool));
-  const torch::Tensor repeated = a.unsqueeze(-1).expand({a.size(0), a.size(1), a.size(2), len, len});
-  const torch::Tensor sums = repeated.masked_fill(ones.tril(-1).logical_not(), 0).cumsum(-2);
-  return sums.masked_fill(ones.tril().logical_not(), -std::numeric_limits<double>::infinity());
+// a [..., L] -> [..., L, L]: entry (i, j) is exp(a_{j+1} + ... + a_i) for j <= i, 0 above the diagonal. The sums are
+// differences of sums in double: in float32 a slow decay after fast ones would lose its digits.
+torch::Tensor segment_decays(const torch::Tensor& a) {
+  const torch::Tensor sums = a.to(torch::kFloat64).cumsum(-1);
+  const torch::Tensor later = torch::ones({a.size(-1), a.size(-1)}, a.options().dtype(torch::kBool)).triu(1);
+  return (sums.unsqueeze(-1) - sums.unsqueeze(-2))
+      .to(a.scalar_type())
+      .masked_fill(later, -std::numeric_limits<double>::infinity())
+      .exp();
 }
 
 torch::Tensor pad_tokens(const torch::Tensor& x, int64_t n) {
@@ -49,7 +51,7 @@ PassedStates pass_states(const torch::Tensor& log_decay, const torch::Tensor& ad
   // [n_seqs, n_groups, n_heads, kGroup(, n)]; padding neither decays nor adds
   const torch::Tensor a = pad_tokens(log_decay, n_padded).view({n_seqs, n_groups, kGroup, n_heads}).transpose(2, 3);
   const torch::Tensor e = pad_tokens(added, n_padded).view({n_seqs, n_groups, kGroup, n_heads, n}).transpose(2, 3);
-  const torch::Tensor own = torch::matmul(segment_sums(a).exp(), e);  // after each chunk, from its group alone
+  const torch::Tensor own = torch::matmul(segment_decays(a), e);  // after each chunk, from its group alone
   const torch::Tensor decay = a.cumsum(-1);
   const PassedStates groups = pass_states(decay.select(-1, kGroup - 1), own.select(-2, kGroup - 1), initial);
   const torch::Tensor after = (own + decay.exp().unsqueeze(-1) * groups.before.unsqueeze(-2))
@@ -108,7 +110,7 @@ ScanOutput chunked_scan_recorded(const ScanInput& in, int64_t len) {
   const torch::Tensor a = dt * in.A.view({n_heads, 1});
 
   // Within each chunk.
-  const torch::Tensor decay = segment_sums(a).exp();                                // [n_seqs, n_chunks, n_heads, L, L]
+  const torch::Tensor decay = segment_decays(a);                                    // [n_seqs, n_chunks, n_heads, L, L]
   const torch::Tensor scores = torch::matmul(C, B.transpose(-1, -2)).unsqueeze(2);  // [n_seqs, n_chunks, 1, L, L]
   torch::Tensor y = torch::matmul(scores * decay, dt_x);  // [n_seqs, n_chunks, n_heads, L, head_dim]
 

@@ -73,46 +73,48 @@ torch::Tensor sparse_attention(const HydraConfig& c, const BlockParameters& w, c
   const auto near = [&](const torch::Tensor& all) {
     return torch::cat({before, all}, 1).unfold(1, n_near, len).transpose(-1, -2);
   };
-  torch::Tensor keys = near(k), values = near(v);
+  const torch::Tensor grouped = q.view({n_seqs, n_chunks, len, c.n_kv_heads, n_rep, c.head_dim})
+                                    .permute({0, 1, 3, 4, 2, 5})
+                                    .reshape({n_seqs, n_chunks, c.n_kv_heads, n_rep * len, c.head_dim});
+  // [n_seqs, n_chunks, n_kv_heads, n_rep, len, ...]: query heads of a group share the keys
+  const auto products = [&](const torch::Tensor& keys) {
+    return torch::matmul(grouped, keys.transpose(-1, -2)).view({n_seqs, n_chunks, c.n_kv_heads, n_rep, len, -1});
+  };
   const torch::TensorOptions index = x.options().dtype(torch::kInt64);
   const torch::Tensor query_at = torch::arange(n_tokens, index).view({n_chunks, len, 1});
   const torch::Tensor near_at =
       torch::arange(n_chunks, index).view({n_chunks, 1, 1}) * len - c.window + torch::arange(n_near, index);
   const torch::Tensor seen = (near_at >= 0) & (near_at <= query_at) & (query_at - near_at < c.window);
-  torch::Tensor bias = torch::zeros({n_chunks, len, n_near}, x.options())
-                           .masked_fill(seen.logical_not(), never)
-                           .expand({n_seqs, n_chunks, len, n_near});
+  torch::Tensor logits = not_bf16(products(near(k))).masked_fill(seen.logical_not().unsqueeze(1).unsqueeze(1), never);
 
+  torch::Tensor far_values;
   if (with_globals && c.n_global > 0) {
     const torch::Tensor scores =
         not_bf16(torch::matmul(x, w["attn_score.weight"])) + w["attn_score.bias"];  // [n_seqs, n_tokens]
     const torch::Tensor set = global_sets(scores, len, c.window, c.n_global);       // [n_seqs, n_chunks, n_global]
     const torch::Tensor at = set.clamp_min(0).view({n_seqs, n_chunks * c.n_global});
-    const auto chosen = [&](const torch::Tensor& all) {
-      const torch::Tensor rows = at.unsqueeze(-1).expand({n_seqs, at.size(1), c.n_kv_heads * c.head_dim});
-      return all.reshape({n_seqs, n_tokens, c.n_kv_heads * c.head_dim})
-          .gather(1, rows)
+    const torch::Tensor rows = (at + torch::arange(n_seqs, index).unsqueeze(-1) * n_tokens).flatten();
+    const auto chosen = [&](const torch::Tensor& all) {  // in float32: a popular token's gradient is a sum of many
+      return not_bf16(all)
+          .reshape({n_seqs * n_tokens, c.n_kv_heads * c.head_dim})
+          .index_select(0, rows)
           .view({n_seqs, n_chunks, c.n_global, c.n_kv_heads, c.head_dim})
           .transpose(2, 3);
     };
-    keys = torch::cat({keys, chosen(k)}, 3);
-    values = torch::cat({values, chosen(v)}, 3);
     const torch::Tensor far = set.unsqueeze(2);  // [n_seqs, n_chunks, 1, n_global]
     const torch::Tensor usable = (far >= 0) & (query_at.unsqueeze(0) - far >= c.window);
     const torch::Tensor far_bias = scores.gather(1, at).view({n_seqs, n_chunks, 1, c.n_global});
-    bias = torch::cat(
-        {bias, far_bias.expand({n_seqs, n_chunks, len, c.n_global}).masked_fill(usable.logical_not(), never)}, 3);
+    const torch::Tensor bias =
+        far_bias.expand({n_seqs, n_chunks, len, c.n_global}).masked_fill(usable.logical_not(), never);
+    logits = torch::cat({logits, products(chosen(k)) + bias.unsqueeze(2).unsqueeze(2)}, -1);
+    far_values = chosen(v);
   }
 
-  // One softmax over both: query heads of a group share the keys, [n_seqs, n_chunks, n_kv_heads, n_rep * len, ...].
-  const torch::Tensor grouped = q.view({n_seqs, n_chunks, len, c.n_kv_heads, n_rep, c.head_dim})
-                                    .permute({0, 1, 3, 4, 2, 5})
-                                    .reshape({n_seqs, n_chunks, c.n_kv_heads, n_rep * len, c.head_dim});
-  torch::Tensor logits = torch::matmul(grouped, keys.transpose(-1, -2));
-  logits = logits.view({n_seqs, n_chunks, c.n_kv_heads, n_rep, len, -1}) + bias.unsqueeze(2).unsqueeze(2);
+  // One softmax over both.
   const torch::Tensor weights = torch::softmax(logits, -1).view({n_seqs, n_chunks, c.n_kv_heads, n_rep * len, -1});
-  const torch::Tensor out = torch::matmul(weights, values)
-                                .view({n_seqs, n_chunks, c.n_kv_heads, n_rep, len, c.head_dim})
+  torch::Tensor sum = torch::matmul(weights.slice(-1, 0, n_near), near(v));
+  if (far_values.defined()) sum = sum + torch::matmul(weights.slice(-1, n_near), far_values);
+  const torch::Tensor out = sum.view({n_seqs, n_chunks, c.n_kv_heads, n_rep, len, c.head_dim})
                                 .permute({0, 1, 4, 2, 3, 5})
                                 .reshape({n_seqs, n_tokens, c.n_heads * c.head_dim});
   return torch::linear(out, w["attn_output.weight"]);

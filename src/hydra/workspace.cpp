@@ -12,15 +12,20 @@ WorkspaceOutput workspace(const HydraConfig& c, const BlockParameters& w, const 
                          false);  // many small products in a row: rounding adds up, bf16 gains nothing
   const int64_t n_seqs = x.size(0), n_tokens = x.size(1), len = c.chunk_len, n_chunks = n_tokens / len;
   const double scale = 1.0 / std::sqrt(static_cast<double>(c.slot_rank));
-  // The loop over chunks is what takes the time (it cannot be cut up), so all that can be done for every chunk at once is
-  // done in front of it: keys, values, and what the values u give to the gate, W_u u = sum of attention * W_u v.
-  const torch::Tensor write_k = w["slots_write_k.weight"], gate = w["slots_gate.weight"];  // gate [d_slot, slots and u]
-  const torch::Tensor keys = (torch::linear(x, write_k).view({n_seqs, n_chunks, len, c.slot_rank}) * scale);
+  // The loop over chunks is what takes the time, a few small operations after another. What can be done for all chunks at
+  // once is done in front of it: keys, values, and the values' share of the gate, W_u u + bias = sum attention (W_u v + bias).
+  const torch::Tensor gate = w["slots_gate.weight"];  // [d_slot, slots and u]
+  const torch::Tensor keys =
+      torch::linear(x, w["slots_write_k.weight"]).view({n_seqs, n_chunks, len, c.slot_rank}) * scale;
   const torch::Tensor v = torch::linear(x, w["slots_write_v.weight"]);
-  const torch::Tensor values = torch::cat({v, torch::linear(v, gate.slice(1, c.d_slot))}, -1);
+  const torch::Tensor values = torch::cat({v, torch::linear(v, gate.slice(1, c.d_slot), w["slots_gate.bias"])}, -1);
   const std::vector<torch::Tensor> k_of = keys.transpose(-1, -2).unbind(1),
                                    v_of = values.view({n_seqs, n_chunks, len, 2 * c.d_slot}).unbind(1);
-  const torch::Tensor from_slots = torch::cat({w["slots_write_q.weight"], gate.slice(1, 0, c.d_slot)}, 0).t();
+  // Of the slots: queries, nothing (what u is added to), their share of the gate.
+  const torch::Tensor from_slots =
+      torch::cat(
+          {w["slots_write_q.weight"], torch::zeros({c.d_slot, c.d_slot}, x.options()), gate.slice(1, 0, c.d_slot)}, 0)
+          .t();
 
   std::vector<torch::Tensor> before, gates;  // the slots in front of each chunk, and how far each chunk moves them
   torch::Tensor slots = w["slots_init"].expand({n_seqs, c.n_slots, c.d_slot});
@@ -28,12 +33,11 @@ WorkspaceOutput workspace(const HydraConfig& c, const BlockParameters& w, const 
     const size_t at = static_cast<size_t>(chunk);
     if (truncate_chunks > 0 && chunk > 0 && chunk % truncate_chunks == 0) slots = slots.detach();
     before.push_back(slots);
-    const std::vector<torch::Tensor> q =
-        torch::matmul(slots, from_slots)
-            .split_with_sizes({c.slot_rank, c.d_slot}, -1);  // and the gate's share of slots
-    const std::vector<torch::Tensor> u =
-        torch::matmul(torch::softmax(torch::matmul(q[0], k_of[at]), -1), v_of[at]).split(c.d_slot, -1);
-    const torch::Tensor z = torch::sigmoid(q[1] + u[1] + w["slots_gate.bias"]);
+    const std::vector<torch::Tensor> of_slots =
+        torch::matmul(slots, from_slots).split_with_sizes({c.slot_rank, 2 * c.d_slot}, -1);
+    const torch::Tensor attention = torch::softmax(torch::bmm(of_slots[0], k_of[at]), -1);
+    const std::vector<torch::Tensor> u = torch::baddbmm(of_slots[1], attention, v_of[at]).split(c.d_slot, -1);
+    const torch::Tensor z = torch::sigmoid(u[1]);
     slots = torch::lerp(slots, u[0], z);
     gates.push_back(z.detach());
   }
