@@ -73,14 +73,14 @@ class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
       const int64_t e = group.expert;
       const torch::Tensor in = x.index_select(0, group.chunks).flatten(0, 1);  // [n * L, d_model]
       const torch::Tensor d_y = dy.index_select(0, group.chunks);              // [n, L, d_model]
-      const torch::Tensor g = in.mm(gate[e].t()), u = in.mm(up[e].t()), sigmoid = torch::sigmoid(g), silu = g * sigmoid;
-      const torch::Tensor h = silu * u, weight = weights.reshape({-1}).index_select(0, group.choices).view({-1, 1, 1});
-      const torch::Tensor y = h.mm(down[e].t()).view(d_y.sizes());
-      d_weights.index_copy_(0, group.choices, (y * d_y).sum(at::IntArrayRef({1, 2})));
-      const torch::Tensor d_expert = (d_y * weight).flatten(0, 1);
-      d_down[e] = d_expert.t().mm(h);
-      const torch::Tensor dh = d_expert.mm(down[e]);
-      const torch::Tensor du = dh * silu, dg = dh * u * sigmoid * (1 + g * (1 - sigmoid));
+      const torch::Tensor weight = weights.reshape({-1}).index_select(0, group.choices).view({-1, 1, 1});
+      const torch::Tensor g = in.mm(gate[e].t()), u = in.mm(up[e].t()), silu = torch::silu(g), h = silu * u;
+      // Without the weight, dh gives the weight's own gradient: (W h) . d_y = h . (W^T d_y), one product less.
+      torch::Tensor dh = d_y.flatten(0, 1).mm(down[e]);
+      d_weights.index_copy_(0, group.choices, (h * dh).view({d_y.size(0), -1}).sum(1).to(d_weights.dtype()));
+      d_down[e] = (d_y * weight).flatten(0, 1).t().mm(h);
+      dh = (dh.view({d_y.size(0), d_y.size(1), -1}) * weight).flatten(0, 1);
+      const torch::Tensor du = dh * silu, dg = at::silu_backward(dh * u, g);
       d_up[e] = du.t().mm(in);
       d_gate[e] = dg.t().mm(in);
       dx.index_add_(0, group.chunks, (dg.mm(gate[e]) + du.mm(up[e])).view(d_y.sizes()).to(dx.dtype()));
