@@ -25,18 +25,15 @@
 namespace polyspan {
 namespace {
 
-std::optional<int64_t> number_in_environment(const char* name, const char* other) {
-  for (const char* key : {name, other}) {
-    const char* const text = std::getenv(key);
-    if (text == nullptr) continue;
-    const std::string_view digits(text);
-    int64_t value = 0;
-    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-    if (error != std::errc() || end != digits.data() + digits.size() || value < 0 || value > 65535)
-      throw Error::bad_input("the environment's ", key, " is \"", digits, "\"; wanted a number");
-    return value;
-  }
-  return std::nullopt;
+std::optional<int64_t> number_in_environment(const char* key) {
+  const char* const text = std::getenv(key);
+  if (text == nullptr) return std::nullopt;
+  const std::string_view digits(text);
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  if (error != std::errc() || end != digits.data() + digits.size() || value < 0 || value > 65535)
+    throw Error::bad_input("the environment's ", key, " is \"", digits, "\"; wanted a number");
+  return value;
 }
 
 class Alone final : public Processes {
@@ -52,8 +49,7 @@ class GlooProcesses final : public Processes {
     try {
       c10d::TCPStoreOptions store;
       store.port = static_cast<uint16_t>(port);
-      const char* const agent = std::getenv("TORCHELASTIC_USE_AGENT_STORE");  // torchrun keeps the store itself
-      store.isServer = rank == 0 && (agent == nullptr || std::string_view(agent) != "True");
+      store.isServer = rank == 0;
       store.numWorkers = static_cast<size_t>(size);
       store.timeout = std::chrono::seconds(120);
       const auto options = c10d::ProcessGroupGloo::Options::create(std::chrono::minutes(30));
@@ -83,17 +79,19 @@ class GlooProcesses final : public Processes {
 
 }  // namespace
 
-bool among_processes() { return number_in_environment("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE").value_or(1) > 1; }
+bool among_processes() { return number_in_environment("WORLD_SIZE").value_or(1) > 1; }
 
 std::unique_ptr<Processes> Processes::from_environment() {
-  const int64_t size = number_in_environment("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE").value_or(1);
+  const int64_t size = number_in_environment("WORLD_SIZE").value_or(1);
   if (size <= 1) return std::make_unique<Alone>();
-  const int64_t rank = number_in_environment("RANK", "OMPI_COMM_WORLD_RANK").value_or(0);
+  const int64_t rank = number_in_environment("RANK").value_or(0);
   if (rank >= size) throw Error::bad_input("this process is number ", rank, " of ", size, "; they count from 0");
 #ifdef POLYSPAN_HAS_GLOO
   const char* const host = std::getenv("MASTER_ADDR");
-  return std::make_unique<GlooProcesses>(rank, size, host != nullptr ? host : "127.0.0.1",
-                                         number_in_environment("MASTER_PORT", "MASTER_PORT").value_or(29500));
+  // torchrun keeps a store of its own at that port, in the words of its own version of LibTorch: ours is the next one.
+  const bool taken = std::getenv("TORCHELASTIC_USE_AGENT_STORE") != nullptr;
+  const int64_t port = number_in_environment("MASTER_PORT").value_or(29500) + taken;
+  return std::make_unique<GlooProcesses>(rank, size, host != nullptr ? host : "127.0.0.1", port);
 #else
   throw Error::unsupported("this build trains in one process only: it was made without Gloo's headers (libgloo-dev)");
 #endif
