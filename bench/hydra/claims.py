@@ -219,7 +219,6 @@ def toml(tables):
 class Bench:
     def __init__(self, args):
         self.args, self.processes, self.lock, self.stopped = args, {}, threading.Lock(), threading.Event()
-        self.train_program = pathlib.Path(args.polyspan).parent / "polyspan-train"
         self.score_program = pathlib.Path(args.polyspan).parent / "polyspan-hydra-bench"
 
     def call(self, name, words, log):
@@ -281,7 +280,7 @@ class Bench:
             return json.loads(result.read_text())
         resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
         begin = time.monotonic()
-        trained = self.call(f"{name}/{slug}", [self.train_program, config, "-o", run, *resume, "--json", "--device",
+        trained = self.call(f"{name}/{slug}", [self.args.polyspan, "train", config, "-o", run, *resume, "--json", "--device",
                                                self.args.device], folder / "train.log")
         if trained is None:
             return None

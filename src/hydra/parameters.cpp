@@ -1,12 +1,11 @@
 #include "hydra/parameters.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
 #include "core/fnv1a.h"
+#include "core/thread_team.h"
 #include "eval/random_source.h"
 #include "hydra/precision.h"
 
@@ -48,11 +47,10 @@ Parameters::Parameters(std::vector<TensorSpec> specs, uint64_t seed, const torch
     host.push_back(torch::empty(specs_[i].shape, torch::kFloat32));
     for (int64_t block = 0; block * kInitBlock < specs_[i].n_values(); ++block) blocks.emplace_back(i, block);
   }
-  at::parallel_for(0, std::ssize(blocks), 1, [&](int64_t first, int64_t last) {
-    for (int64_t at = first; at < last; ++at) {
-      const auto [i, block] = blocks[static_cast<size_t>(at)];
-      initial_values(specs_[i], seed, block, host[i].data_ptr<float>());
-    }
+  ThreadTeam team(at::get_num_threads());
+  team.each(std::ssize(blocks), [&](int64_t at, int) {
+    const auto [i, block] = blocks[static_cast<size_t>(at)];
+    initial_values(specs_[i], seed, block, host[i].data_ptr<float>());
   });
   for (size_t i = 0; i < specs_.size(); ++i) {
     tensors_.push_back(host[i].to(options, /*non_blocking=*/false, /*copy=*/true).set_requires_grad(true));

@@ -17,7 +17,9 @@
 #include "core/error.h"
 
 #ifdef POLYSPAN_HAS_GLOO
-#define USE_C10D_GLOO  // which the header wants to see
+#ifndef USE_C10D_GLOO  // which the header wants to see
+#define USE_C10D_GLOO
+#endif
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #endif

@@ -14,7 +14,8 @@ namespace polyspan {
 
 class Processes {
  public:
-  // What torchrun or start_processes say in the environment: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT. Waits for the others. Without them: one process, alone.
+  // What torchrun or start_processes say in the environment: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT. Waits for the
+  // others. Without them: one process, alone.
   // Throws Error: kUnsupported (this build has no Gloo), kBadInput (numbers that are none), kIo (the others do not come).
   static std::unique_ptr<Processes> from_environment();
   virtual ~Processes() = default;

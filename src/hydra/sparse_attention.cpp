@@ -1,12 +1,11 @@
 #include "hydra/sparse_attention.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "core/error.h"
+#include "core/thread_team.h"
 #include "hydra/precision.h"
 
 namespace polyspan {
@@ -30,24 +29,24 @@ torch::Tensor global_sets(const torch::Tensor& scores, int64_t chunk_len, int64_
   const int64_t n_seqs = host.size(0), n_tokens = host.size(1), n_chunks = n_tokens / chunk_len,
                 n_late = window / chunk_len;
   torch::Tensor sets = torch::full({n_seqs, n_chunks, n_global}, int64_t{-1}, torch::kInt64);
-  at::parallel_for(0, n_seqs, 1, [&](int64_t first, int64_t last) {
-    for (int64_t s = first; s < last; ++s) {
-      const double* score = host.data_ptr<double>() + s * n_tokens;
-      const auto better = [&](int64_t a, int64_t b) { return score[a] != score[b] ? score[a] > score[b] : a < b; };
-      std::vector<int64_t> kept, order;  // `kept` ascends
-      int64_t worst = -1;                // of a full set: most later tokens are turned away by it alone
-      for (int64_t chunk = n_late; chunk < n_chunks; ++chunk) {
-        for (int64_t i = 0; i < chunk_len; ++i)
-          if (const int64_t token = (chunk - n_late) * chunk_len + i; worst < 0 || better(token, worst))
-            kept.push_back(token);
-        if (const auto n = std::ssize(kept); n > n_global || (worst < 0 && n == n_global)) {
-          order = kept;
-          std::nth_element(order.begin(), order.begin() + (n_global - 1), order.end(), better);
-          worst = order[static_cast<size_t>(n_global - 1)];
-          std::erase_if(kept, [&](int64_t token) { return better(worst, token); });
-        }
-        std::copy(kept.begin(), kept.end(), sets.data_ptr<int64_t>() + (s * n_chunks + chunk) * n_global);
+  // Not at::parallel_for: its loop is a header's, and serial in what is compiled without OpenMP.
+  ThreadTeam team(n_seqs * n_tokens < 16384 ? 1 : static_cast<int>(std::min<int64_t>(n_seqs, at::get_num_threads())));
+  team.each(n_seqs, [&](int64_t s, int) {
+    const double* score = host.data_ptr<double>() + s * n_tokens;
+    const auto better = [&](int64_t a, int64_t b) { return score[a] != score[b] ? score[a] > score[b] : a < b; };
+    std::vector<int64_t> kept, order;  // `kept` ascends
+    int64_t worst = -1;                // of a full set: most later tokens are turned away by it alone
+    for (int64_t chunk = n_late; chunk < n_chunks; ++chunk) {
+      for (int64_t i = 0; i < chunk_len; ++i)
+        if (const int64_t token = (chunk - n_late) * chunk_len + i; worst < 0 || better(token, worst))
+          kept.push_back(token);
+      if (const auto n = std::ssize(kept); n > n_global || (worst < 0 && n == n_global)) {
+        order = kept;
+        std::nth_element(order.begin(), order.begin() + (n_global - 1), order.end(), better);
+        worst = order[static_cast<size_t>(n_global - 1)];
+        std::erase_if(kept, [&](int64_t token) { return better(worst, token); });
       }
+      std::copy(kept.begin(), kept.end(), sets.data_ptr<int64_t>() + (s * n_chunks + chunk) * n_global);
     }
   });
   return sets.to(scores.device());
