@@ -3,6 +3,10 @@
 # -DCMAKE_PREFIX_PATH=$(python3 -c 'import torch; print(torch.utils.cmake_prefix_path)'). Everything else does without.
 option(POLYSPAN_TRAIN "build the training component (LibTorch)" ON)
 if(POLYSPAN_TRAIN AND NOT POLYSPAN_SANITIZE)  # LibTorch is not built for sanitizers
+  # A LibTorch with CUDA asks for which GPUs to compile, else runs a program to find out; nothing here is compiled for them.
+  if(NOT DEFINED TORCH_CUDA_ARCH_LIST AND NOT DEFINED ENV{TORCH_CUDA_ARCH_LIST})
+    set(TORCH_CUDA_ARCH_LIST 9.0)
+  endif()
   find_package(Torch QUIET)
 endif()
 if(NOT Torch_FOUND)
@@ -27,14 +31,31 @@ function(polyspan_uses_torch target)
   polyspan_warnings(${target})
 endfunction()
 add_library(polyspan_hydra STATIC ${hydra_sources})
-target_link_libraries(polyspan_hydra PUBLIC polyspan_recipe ${TORCH_LIBRARIES})
+# stdc++ in front: a pip-installed libtorch exports parts of an old std::filesystem, which would be taken otherwise.
+target_link_libraries(polyspan_hydra PUBLIC polyspan_recipe stdc++ ${TORCH_LIBRARIES})
 target_precompile_headers(polyspan_hydra PRIVATE <torch/torch.h>)
 polyspan_uses_torch(polyspan_hydra)
+
+# c10d's Gloo is there in both, but only Debian has the headers that its own header includes (libgloo-dev).
+find_path(POLYSPAN_GLOO_INCLUDE gloo/algorithm.h)
+mark_as_advanced(POLYSPAN_GLOO_INCLUDE)
+if(POLYSPAN_GLOO_INCLUDE AND Torch_VERSION VERSION_LESS 2)
+  set_source_files_properties(src/hydra/processes.cpp PROPERTIES COMPILE_DEFINITIONS POLYSPAN_HAS_GLOO=1)
+else()
+  message(STATUS "polyspan train: one process only (several need libtorch-dev with libgloo-dev)")
+endif()
 
 add_executable(polyspan-train src/hydra/train_main.cpp src/cli/cli.cpp)
 target_link_libraries(polyspan-train PRIVATE polyspan_hydra CLI11::CLI11)
 polyspan_uses_torch(polyspan-train)
 install(TARGETS polyspan-train)
+
+if(POLYSPAN_BENCH)
+  add_executable(polyspan-hydra-bench bench/hydra/hydra_bench.cpp)
+  target_link_libraries(polyspan-hydra-bench PRIVATE polyspan_hydra CLI11::CLI11)
+  target_precompile_headers(polyspan-hydra-bench REUSE_FROM polyspan_hydra)
+  polyspan_uses_torch(polyspan-hydra-bench)
+endif()
 
 if(POLYSPAN_TESTS AND hydra_tests)
   find_package(GTest REQUIRED)

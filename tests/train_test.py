@@ -282,6 +282,66 @@ class Whole(TrainTest):
         self.assertFalse(out.exists())
 
 
+class Processes(TrainTest):
+    """Several processes that share the batches of a run: the losses of one, but for the order of sums."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.run_config = cls.config("shared.toml", steps=20)
+        done = subprocess.run([cli_test.BIN, "train", cls.run_config, "-o", str(cls.folder / "two"), "--processes", "2",
+                               "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              timeout=200 * cli_test.TIME_FACTOR)
+        if "one process only" in done.stderr:
+            raise unittest.SkipTest("this build trains in one process only (libgloo-dev)")
+        assert done.returncode == 0, done.stderr
+        cls.result = json.loads(done.stdout)  # one of the two prints
+
+    def losses(self, run):
+        return [line["loss"] for line in self.metrics(run) if line["type"] == "step"]
+
+    def test_two_are_one(self):
+        self.train(self.run_config, "one")
+        one, two = self.losses("one"), self.losses("two")
+        self.assertEqual(len(one), 80)
+        self.assertEqual(len(two), 80)
+        for step, (a, b) in enumerate(zip(one, two), 1):
+            self.assertAlmostEqual(a, b, delta=1e-4 * a, msg=f"step {step}")
+        # The bound tells runs apart: each process by itself, on its own half, would be as far off as another seed.
+        self.train(self.config("seed.toml", steps=20, seed=4), "seed")
+        self.assertGreater(max(abs(a - b) / a for a, b in zip(one, self.losses("seed"))), 1e-3)
+
+    def test_they_go_on_from_a_checkpoint(self):
+        self.train(self.run_config, "stopped", "--processes", "2", "--stop-after", "30")
+        self.train(self.run_config, "stopped", "--processes", "2", "--resume")
+        for a, b in zip(self.losses("stopped"), self.losses("two")):
+            self.assertAlmostEqual(a, b, delta=1e-4 * a)
+
+    def test_batches_that_cannot_be_shared(self):
+        self.check_refused("train", self.run_config, "-o", self.folder / "three", "--processes", "3",
+                           mentions=["batches of 4", "3 processes"])
+
+    def test_when_one_is_killed_all_end(self):
+        config = self.config("long.toml", steps=20000)
+        process = subprocess.Popen([cli_test.BIN, "train", config, "-o", str(self.folder / "long"), "--processes", "2"],
+                                   stderr=subprocess.PIPE, text=True)
+        try:
+            children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            deadline = time.monotonic() + 60 * cli_test.TIME_FACTOR
+            workers = []
+            while time.monotonic() < deadline and not (self.folder / "long" / "checkpoint.safetensors").exists():
+                workers = [int(pid) for pid in children.read_text().split()]
+                time.sleep(0.1)
+            self.assertEqual(len(workers), 2)
+            os.kill(workers[1], signal.SIGKILL)
+            self.assertNotEqual(process.wait(60 * cli_test.TIME_FACTOR), 0)
+            for pid in workers:
+                self.assertFalse(pathlib.Path(f"/proc/{pid}").exists(), pid)
+        finally:
+            process.kill()
+            process.communicate()
+
+
 class Refused(TrainTest):
     def check_config(self, config, mentions, status=1):
         run = self.folder / "refused"

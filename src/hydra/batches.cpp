@@ -33,14 +33,15 @@ void check_length(const TokenFile& file, int64_t length) {
                            length, " needs ", length + 1);
 }
 
-TokenBatch train_batch(const TokenFile& file, int64_t n_seqs, int64_t length, uint64_t seed, int64_t step) {
+TokenBatch train_batch(const TokenFile& file, int64_t n_seqs, int64_t length, uint64_t seed, int64_t step,
+                       int64_t first, int64_t last) {
   RandomSource random{seed, 0x6261746368, static_cast<uint64_t>(step)};
   std::vector<int64_t> begins;
   const int64_t example = file.info().example_length;
   for (int64_t i = 0; i < n_seqs; ++i)
     begins.push_back(example > 0 ? random.below(file.info().n_tokens / example) * example
                                  : random.below(file.info().n_tokens - length));
-  return gather(file, begins, length);
+  return gather(file, {begins.begin() + first, begins.begin() + last}, length);
 }
 
 int64_t n_eval_sequences(const TokenFile& file, int64_t length) {

@@ -15,7 +15,9 @@ struct TokenBatch {
 // Throws Error (kBadInput) where the file cannot give sequences of `length`: too short, or examples of another length.
 void check_length(const TokenFile& file, int64_t length);
 // Windows at random places of running text, or random examples.
-TokenBatch train_batch(const TokenFile& file, int64_t n_seqs, int64_t length, uint64_t seed, int64_t step);
+// Sequences [first, last) of the n_seqs of the step's batch.
+TokenBatch train_batch(const TokenFile& file, int64_t n_seqs, int64_t length, uint64_t seed, int64_t step,
+                       int64_t first, int64_t last);
 // Sequences [first, first + n_seqs) of n_eval, spread evenly over the file.
 TokenBatch eval_batch(const TokenFile& file, int64_t first, int64_t n_seqs, int64_t n_eval, int64_t length);
 // How many different sequences of `length` there are for evaluation.

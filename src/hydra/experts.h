@@ -4,6 +4,8 @@
 // chunk's tokens. Chunks are gathered by expert: an expert that no chunk chose is neither read nor multiplied.
 #pragma once
 
+#include <functional>
+
 #include "hydra/parameters.h"
 
 namespace polyspan {
@@ -16,9 +18,12 @@ struct Routing {
   torch::Tensor use;           // [n_experts], share of the choices; no gradient
 };
 
+// `mean_over_processes` (language_model.h) makes `use` that of the whole batch; the balance loss is then this process's
+// share of the batch's times the number of processes.
 // summary [n_seqs, n_chunks, 2 d_model]; `noise` (undefined: none), of the logits' shape, is added to the logits.
 Routing route(const HydraConfig& config, const BlockParameters& w, const torch::Tensor& summary,
-              const torch::Tensor& noise);
+              const torch::Tensor& noise,
+              const std::function<torch::Tensor(const torch::Tensor&)>& mean_over_processes = {});
 
 // sum_k weights_k expert_k(x) for x [n_seqs, n_chunks, chunk_len, d_model].
 // gate, up [n_experts, d_expert, d_model]; down [n_experts, d_model, d_expert].

@@ -16,6 +16,7 @@ torch::Tensor router_noise(const HydraConfig& c, const StageSwitches& switches, 
                            const torch::Tensor& summary) {
   if (switches.router_noise <= 0) return {};
   RandomSource random{switches.noise_seed, static_cast<uint64_t>(layer)};
+  for (int64_t i = 0; i < switches.first_sequence * summary.size(1) * c.n_experts * 4; ++i) random.unit();
   std::vector<float> noise(static_cast<size_t>(summary.size(0) * summary.size(1) * c.n_experts));
   for (float& value : noise)  // Irwin-Hall: near enough to normal, and the same everywhere
     value = static_cast<float>(switches.router_noise *
@@ -59,7 +60,8 @@ torch::Tensor HydraModel::block(int64_t layer, const torch::Tensor& x, const Sta
     out.statistics["workspace.touched." + name] = slots.touched;
   }
   if (c.has_moe(layer) && share(HydraPart::kMoe) > 0) {
-    const Routing routing = route(c, w, summary, router_noise(c, switches, layer, summary));
+    const Routing routing =
+        route(c, w, summary, router_noise(c, switches, layer, summary), switches.mean_over_processes);
     const torch::Tensor chunks = n.view({n.size(0), n.size(1) / c.chunk_len, c.chunk_len, c.d_model});
     const torch::Tensor mixed = grouped_experts(chunks, routing.experts, routing.weights, w["moe_gate.weight"],
                                                 w["moe_up.weight"], w["moe_down.weight"]);
@@ -73,7 +75,7 @@ torch::Tensor HydraModel::block(int64_t layer, const torch::Tensor& x, const Sta
     y = y + (share(HydraPart::kPkm) == 1.0 ? memory.y : memory.y * share(HydraPart::kPkm));
     out.statistics["pkm.gate." + name] = memory.gate;
     out.statistics["pkm.values_read." + name] =
-        std::get<0>(torch::_unique(memory.indices)).size(0) * torch::ones({}, x.options());
+        torch::zeros({c.n_sub_keys * c.n_sub_keys}, x.options()).index_fill_(0, memory.indices.reshape({-1}), 1).sum();
   }
   out.statistics["multipliers." + name] = multipliers.detach().mean(at::IntArrayRef({0, 1}));
   return y;

@@ -4,6 +4,7 @@
 #include "hydra/controller.h"
 #include "hydra/experts.h"
 #include "hydra/hydra_test_util.h"
+#include "hydra/precision.h"
 #include "hydra/product_keys.h"
 #include "hydra/sparse_attention.h"
 #include "hydra/ssm.h"
@@ -215,6 +216,51 @@ TEST(Ssm, StatePassedAcrossCallsIsOneLongCall) {
     const torch::Tensor first = ssm(c, w, x.slice(1, 0, cut), &state), second = ssm(c, w, x.slice(1, cut), &state);
     EXPECT_TRUE(torch::allclose(torch::cat({first, second}, 1), whole, 1e-10, 1e-12)) << "cut at " << cut;
   }
+}
+
+// Large tensors are made of blocks with a random stream each, in parallel.
+TEST(Parameters, DoNotDependOnTheNumberOfThreads) {
+  const std::vector<TensorSpec> specs = {{"a", {700, 2000}, HydraPart::kNorm, TensorInit::kNormal, 1.0, false, false},
+                                         {"b", {30}, HydraPart::kNorm, TensorInit::kNormal, 1.0, false, false}};
+  const int before = at::get_num_threads();
+  at::set_num_threads(1);
+  const Parameters one(specs, 1, float32());
+  at::set_num_threads(2);
+  const Parameters two(specs, 1, float32());
+  at::set_num_threads(before);
+  for (const char* name : {"a", "b"}) EXPECT_TRUE(same_bits(one[name], two[name])) << name;
+  const torch::Tensor all = one["a"].detach().flatten();
+  EXPECT_NEAR(all.slice(0, 1 << 20).mean().item<double>(), 0.0, 0.01);  // of the second block
+  EXPECT_NEAR(all.slice(0, 1 << 20).std().item<double>(), 1.0, 0.01);
+  EXPECT_FALSE(same_bits(all.slice(0, 0, 1000), all.slice(0, 1 << 20, (1 << 20) + 1000)));
+}
+
+// Products in bf16 are near those in float32, forward and backward, and differ from them.
+TEST(HydraModel, Bf16IsNearFloat32) {
+  HydraModel model(tiny_config(), 1, float32());
+  stir(model.parameters(), 0.05);
+  const torch::Tensor tokens = random_tokens(2, 22, 260);
+  torch::Tensor logits[2];
+  std::vector<torch::Tensor> grads[2];
+  for (const bool bf16 : {false, true}) {
+    for (const torch::Tensor& tensor : model.parameters().tensors()) tensor.mutable_grad() = torch::Tensor();
+    ForwardOutput out;
+    {
+      const Bf16Products products(torch::kCPU, bf16);
+      out = model.forward(tokens, {});
+    }
+    EXPECT_FALSE(Bf16Products::are_on(torch::kCPU));
+    logits[bf16] = not_bf16(out.logits).detach();
+    torch::nn::functional::cross_entropy(not_bf16(out.logits).flatten(0, 1), tokens.roll(-1, 1).flatten()).backward();
+    for (const char* name : {"ssm_in.weight", "moe_up.weight", "attn_k.weight", "slots_gate.weight"})
+      grads[bf16].push_back(BlockParameters(model.parameters(), 1)[name].grad().clone());
+  }
+  const auto far = [](const torch::Tensor& a, const torch::Tensor& b) {
+    return ((a - b).norm() / b.norm()).item<double>();
+  };
+  EXPECT_FALSE(same_bits(logits[1], logits[0]));
+  EXPECT_LT(far(logits[1], logits[0]), 0.02);
+  for (size_t i = 0; i < grads[0].size(); ++i) EXPECT_LT(far(grads[1][i], grads[0][i]), 0.05) << i;
 }
 
 // The list of tensors, the parameters and the accounting agree.

@@ -1,6 +1,7 @@
 // hydra/language_model.h: what the trainer trains: tokens in, logits out, and what it says about itself on the way.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -16,6 +17,9 @@ struct StageSwitches {
       share;                // of a part's output that is added: 0 leaves it out (it is not computed); default 1
   double router_noise = 0;  // deviation of the noise on the experts' logits
   uint64_t noise_seed = 0;
+  int64_t first_sequence = 0;  // of the batch, where several processes share it: their noise differs
+  // Of a vector that every process has, the mean over them; none: one process.
+  std::function<torch::Tensor(const torch::Tensor&)> mean_over_processes;
   double share_of(HydraPart part) const {
     const auto found = share.find(part);
     return found == share.end() ? 1.0 : found->second;

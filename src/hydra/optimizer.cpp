@@ -18,16 +18,15 @@ void AdamW::drop_gradients() {
 
 double AdamW::step(double lr) {
   const torch::NoGradGuard no_grad;
-  double squares = 0;
-  std::vector<torch::Tensor> grads;
+  std::vector<torch::Tensor> grads,
+      squares;  // the squares stay on the device until all are summed: one wait, not one each
   for (const torch::Tensor& tensor : parameters_.tensors()) {
     torch::Tensor grad = tensor.grad();
     if (grad.defined() && grad.is_sparse()) grad = grad.coalesce();
-    if (grad.defined())
-      squares += (grad.is_sparse() ? grad._values() : grad).to(torch::kFloat64).square().sum().item<double>();
+    if (grad.defined()) squares.push_back((grad.is_sparse() ? grad._values() : grad).norm(2, torch::kFloat64).square());
     grads.push_back(grad);
   }
-  const double norm = std::sqrt(squares);
+  const double norm = squares.empty() ? 0.0 : torch::stack(squares).sum().sqrt().item<double>();
   if (!std::isfinite(norm)) return norm;
   const double scale = settings_.clip > 0 && norm > settings_.clip ? settings_.clip / norm : 1.0;
 

@@ -1,18 +1,24 @@
 #include "hydra/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
 #include "core/fnv1a.h"
+#include "core/thread_team.h"
 #include "eval/random_source.h"
+#include "hydra/precision.h"
 
 namespace polyspan {
 namespace {
 
-std::vector<float> initial_values(const TensorSpec& spec, uint64_t seed) {
-  RandomSource random{seed, fnv1a(spec.name)};
-  std::vector<float> values(static_cast<size_t>(spec.n_values()));
-  for (size_t i = 0; i < values.size(); ++i) {
+constexpr int64_t kInitBlock = 1 << 20;  // values that come of one random stream: the blocks are made in parallel
+
+void initial_values(const TensorSpec& spec, uint64_t seed, int64_t block, float* values) {
+  const int64_t begin = block * kInitBlock, end = std::min(begin + kInitBlock, spec.n_values());
+  RandomSource random = block == 0 ? RandomSource{seed, fnv1a(spec.name)}
+                                   : RandomSource{seed, fnv1a(spec.name), static_cast<uint64_t>(block)};
+  for (int64_t i = begin; i < end; ++i) {
     double value = spec.scale;
     switch (spec.init) {
       case TensorInit::kConstant: break;
@@ -29,17 +35,26 @@ std::vector<float> initial_values(const TensorSpec& spec, uint64_t seed) {
     }
     values[i] = static_cast<float>(value);
   }
-  return values;
 }
 
 }  // namespace
 
 Parameters::Parameters(std::vector<TensorSpec> specs, uint64_t seed, const torch::TensorOptions& options)
     : specs_(std::move(specs)) {
+  std::vector<torch::Tensor> host;
+  std::vector<std::pair<size_t, int64_t>> blocks;  // (tensor, block of it)
   for (size_t i = 0; i < specs_.size(); ++i) {
-    const std::vector<float> values = initial_values(specs_[i], seed);
-    const torch::Tensor tensor = torch::tensor(at::ArrayRef<float>(values)).reshape(specs_[i].shape);
-    tensors_.push_back(tensor.to(options).clone().set_requires_grad(true));
+    host.push_back(torch::empty(specs_[i].shape, torch::kFloat32));
+    for (int64_t block = 0; block * kInitBlock < specs_[i].n_values(); ++block) blocks.emplace_back(i, block);
+  }
+  ThreadTeam team(at::get_num_threads());
+  team.each(std::ssize(blocks), [&](int64_t at, int) {
+    const auto [i, block] = blocks[static_cast<size_t>(at)];
+    initial_values(specs_[i], seed, block, host[i].data_ptr<float>());
+  });
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    tensors_.push_back(host[i].to(options, /*non_blocking=*/false, /*copy=*/true).set_requires_grad(true));
+    host[i] = torch::Tensor();
     index_[specs_[i].name] = i;
   }
 }
@@ -56,7 +71,8 @@ void Parameters::set_trained(HydraPart part, bool trained) {
 }
 
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps) {
-  return x * torch::rsqrt(x.square().mean(-1, /*keepdim=*/true) + eps) * weight;
+  const torch::Tensor wide = not_bf16(x);
+  return wide * torch::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps) * weight;
 }
 
 }  // namespace polyspan

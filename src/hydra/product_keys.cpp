@@ -1,5 +1,7 @@
 #include "hydra/product_keys.h"
 
+#include "hydra/precision.h"
+
 namespace polyspan {
 
 MemoryOutput product_keys(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& x) {
@@ -7,8 +9,12 @@ MemoryOutput product_keys(const HydraConfig& c, const BlockParameters& w, const 
   const torch::Tensor flat = x.reshape({n, c.d_model});
   const torch::Tensor q = rms_norm(torch::linear(flat, w["pkm_query.weight"]).view({n, c.pkm_heads, c.d_pkm_query}),
                                    w["pkm_query_norm.weight"], c.norm_eps);
-  // [n, pkm_heads, 2, n_sub_keys] and the best of each half
-  const torch::Tensor scores = torch::einsum("nhsd,hskd->nhsk", {q.view({n, c.pkm_heads, 2, half}), w["pkm_keys"]});
+  // [n, pkm_heads, 2, n_sub_keys] and the best of each half; never in bf16, where many scores would be equal
+  const auto score = [&] {
+    const Bf16Products off(x.device().type(), false);
+    return torch::einsum("nhsd,hskd->nhsk", {q.view({n, c.pkm_heads, 2, half}), w["pkm_keys"]});
+  };
+  const torch::Tensor scores = score();
   const auto [best, key] = scores.topk(c.pkm_top, -1);
   const auto half_of = [](const torch::Tensor& t, int64_t which) { return t.select(2, which); };
   const torch::Tensor sums =

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "hydra/precision.h"
 
 namespace polyspan {
 namespace {
@@ -15,13 +16,15 @@ torch::Tensor initial_state(const ScanInput& in) {
   return torch::zeros({in.x.size(0), in.x.size(2), in.x.size(3), in.B.size(2)}, in.x.options());
 }
 
-// a [..., L] -> [..., L, L]: entry (i, j) is a_{j+1} + ... + a_i for j <= i, -inf above the diagonal.
-torch::Tensor segment_sums(const torch::Tensor& a) {
-  const int64_t len = a.size(-1);
-  const torch::Tensor ones = torch::ones({len, len}, a.options().dtype(torch::kBool));
-  const torch::Tensor repeated = a.unsqueeze(-1).expand({a.size(0), a.size(1), a.size(2), len, len});
-  const torch::Tensor sums = repeated.masked_fill(ones.tril(-1).logical_not(), 0).cumsum(-2);
-  return sums.masked_fill(ones.tril().logical_not(), -std::numeric_limits<double>::infinity());
+// a [..., L] -> [..., L, L]: entry (i, j) is exp(a_{j+1} + ... + a_i) for j <= i, 0 above the diagonal. The sums are
+// differences of sums in double: in float32 a slow decay after fast ones would lose its digits.
+torch::Tensor segment_decays(const torch::Tensor& a) {
+  const torch::Tensor sums = a.to(torch::kFloat64).cumsum(-1);
+  const torch::Tensor later = torch::ones({a.size(-1), a.size(-1)}, a.options().dtype(torch::kBool)).triu(1);
+  return (sums.unsqueeze(-1) - sums.unsqueeze(-2))
+      .to(a.scalar_type())
+      .masked_fill(later, -std::numeric_limits<double>::infinity())
+      .exp();
 }
 
 torch::Tensor pad_tokens(const torch::Tensor& x, int64_t n) {
@@ -29,6 +32,32 @@ torch::Tensor pad_tokens(const torch::Tensor& x, int64_t n) {
   std::vector<int64_t> shape = x.sizes().vec();
   shape[1] = n;
   return torch::cat({x, torch::zeros(shape, x.options())}, 1);
+}
+
+// The states in front of each chunk, [n_seqs, n_chunks, n_heads, head_dim * d_state], and after the last one.
+struct PassedStates {
+  torch::Tensor before, last;
+};
+
+// log_decay [n_seqs, n_chunks, n_heads] of whole chunks; added [n_seqs, n_chunks, n_heads, n]: what each leaves at its end;
+// initial [n_seqs, n_heads, n]. Groups of chunks at once and the groups likewise: a few products of matrices instead of a
+// step a chunk, whose record costs autograd more than the work (and a GPU a launch each).
+PassedStates pass_states(const torch::Tensor& log_decay, const torch::Tensor& added, const torch::Tensor& initial) {
+  constexpr int64_t kGroup = 16;
+  const int64_t n_seqs = added.size(0), n_chunks = added.size(1), n_heads = added.size(2), n = added.size(3);
+  if (n_chunks == 1)
+    return {initial.unsqueeze(1), initial * log_decay.select(1, 0).exp().unsqueeze(-1) + added.select(1, 0)};
+  const int64_t n_groups = (n_chunks + kGroup - 1) / kGroup, n_padded = n_groups * kGroup - n_chunks;
+  // [n_seqs, n_groups, n_heads, kGroup(, n)]; padding neither decays nor adds
+  const torch::Tensor a = pad_tokens(log_decay, n_padded).view({n_seqs, n_groups, kGroup, n_heads}).transpose(2, 3);
+  const torch::Tensor e = pad_tokens(added, n_padded).view({n_seqs, n_groups, kGroup, n_heads, n}).transpose(2, 3);
+  const torch::Tensor own = torch::matmul(segment_decays(a), e);  // after each chunk, from its group alone
+  const torch::Tensor decay = a.cumsum(-1);
+  const PassedStates groups = pass_states(decay.select(-1, kGroup - 1), own.select(-2, kGroup - 1), initial);
+  const torch::Tensor after = (own + decay.exp().unsqueeze(-1) * groups.before.unsqueeze(-2))
+                                  .transpose(2, 3)
+                                  .reshape({n_seqs, n_groups * kGroup, n_heads, n});
+  return {torch::cat({initial.unsqueeze(1), after.slice(1, 0, n_chunks - 1)}, 1), after.select(1, n_chunks - 1)};
 }
 
 // The backward of chunked_scan: runs the chunks again, this time recorded.
@@ -62,6 +91,7 @@ class ChunkedScan : public torch::autograd::Function<ChunkedScan> {
 }  // namespace
 
 ScanOutput chunked_scan(const ScanInput& in, int64_t chunk_len) {
+  const Bf16Products off(in.x.device().type(), false);
   const torch::autograd::variable_list out =
       ChunkedScan::apply(in.x, in.dt, in.A, in.B, in.C, initial_state(in), chunk_len);
   return {out[0], out[1]};
@@ -80,7 +110,7 @@ ScanOutput chunked_scan_recorded(const ScanInput& in, int64_t len) {
   const torch::Tensor a = dt * in.A.view({n_heads, 1});
 
   // Within each chunk.
-  const torch::Tensor decay = segment_sums(a).exp();                                // [n_seqs, n_chunks, n_heads, L, L]
+  const torch::Tensor decay = segment_decays(a);                                    // [n_seqs, n_chunks, n_heads, L, L]
   const torch::Tensor scores = torch::matmul(C, B.transpose(-1, -2)).unsqueeze(2);  // [n_seqs, n_chunks, 1, L, L]
   torch::Tensor y = torch::matmul(scores * decay, dt_x);  // [n_seqs, n_chunks, n_heads, L, head_dim]
 
@@ -88,17 +118,12 @@ ScanOutput chunked_scan_recorded(const ScanInput& in, int64_t len) {
   const torch::Tensor to_end = decay.select(-2, len - 1);  // [n_seqs, n_chunks, n_heads, L]
   const torch::Tensor added = torch::matmul((dt_x * to_end.unsqueeze(-1)).transpose(-1, -2), B.unsqueeze(2));
   const torch::Tensor from_start = a.cumsum(-1).exp();  // [n_seqs, n_chunks, n_heads, L]
-  const torch::Tensor whole = from_start.select(-1, len - 1).unsqueeze(-1).unsqueeze(-1);
-  std::vector<torch::Tensor> before;
-  torch::Tensor state = initial_state(in);
-  for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
-    before.push_back(state);
-    state = state * whole.select(1, chunk) + added.select(1, chunk);
-  }
-  const torch::Tensor states = torch::stack(before, 1);  // [n_seqs, n_chunks, n_heads, head_dim, d_state]
+  const PassedStates passed =
+      pass_states(a.sum(-1), added.flatten(3), initial_state(in).view({n_seqs, n_heads, head_dim * d_state}));
+  const torch::Tensor states = passed.before.view({n_seqs, n_chunks, n_heads, head_dim, d_state});
   y = y + torch::matmul(C.unsqueeze(2), states.transpose(-1, -2)) * from_start.unsqueeze(-1);
   y = y.transpose(2, 3).reshape({n_seqs, n_chunks * len, n_heads, head_dim});
-  return {n_padded == 0 ? y : y.slice(1, 0, n_tokens), state};
+  return {n_padded == 0 ? y : y.slice(1, 0, n_tokens), passed.last.view({n_seqs, n_heads, head_dim, d_state})};
 }
 
 ScanOutput recurrent_scan(const ScanInput& in) {

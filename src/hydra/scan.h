@@ -3,8 +3,8 @@
 //   S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T        S [head_dim, d_state] a head
 //   y_t = S_t C_t
 // Within a chunk of L tokens y is a masked product, (C B^T * decay) (dt x), and chunks pass one state on: T L products of
-// vectors instead of T steps. The decay between two tokens of a chunk is a sum of its own (masked, then cumulative): a
-// difference of two long sums would lose the digits of a slow decay after a fast one.
+// vectors instead of T steps. The decay between two tokens of a chunk is the difference of two sums in double: in float32
+// it would lose the digits of a slow decay after a fast one.
 #pragma once
 
 #include <torch/torch.h>

@@ -63,6 +63,22 @@ TEST(ChunkedScan, StatePassedAcrossCallsIsOneLongCall) {
   }
 }
 
+// Chunks pass their states in groups of groups; no group sees a later one.
+TEST(ChunkedScan, IsCausalToTheBitAcrossGroupsOfChunks) {
+  const torch::NoGradGuard no_grad;
+  const int64_t n_tokens = 1200;
+  const ScanInput in = random_scan(1, n_tokens, float32());
+  const torch::Tensor before = chunked_scan(in, 4).y;  // 300 chunks: 19 groups, 2 groups of those
+  for (const int64_t t : {0, 1, 63, 64, 500, 1023, 1024, 1199}) {
+    ScanInput changed = in;
+    changed.x = in.x.clone(), changed.dt = in.dt.clone();
+    changed.x[0][t].add_(1.0), changed.dt[0][t].add_(0.3);
+    const torch::Tensor after = chunked_scan(changed, 4).y;
+    EXPECT_TRUE(same_bits(after.slice(1, 0, t), before.slice(1, 0, t))) << "token " << t;
+    EXPECT_FALSE(same_bits(after.slice(1, t, t + 1), before.slice(1, t, t + 1))) << "token " << t;
+  }
+}
+
 TEST(ChunkedScan, GradientsMatchFiniteDifferences) {
   const ScanInput in = random_scan(2, 11, float64(), 1.0);
   torch::manual_seed(5);

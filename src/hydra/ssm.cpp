@@ -1,5 +1,6 @@
 #include "hydra/ssm.h"
 
+#include "hydra/precision.h"
 #include "hydra/scan.h"
 
 namespace polyspan {
@@ -9,9 +10,9 @@ namespace {
 torch::Tensor causal_conv(const torch::Tensor& x, const torch::Tensor& past, const torch::Tensor& weight,
                           const torch::Tensor& bias) {
   const int64_t d_conv = weight.size(1), n_tokens = x.size(1);
-  const torch::Tensor padded = torch::cat({past, x}, 1);
+  const torch::Tensor padded = torch::cat({past, not_bf16(x)}, 1);
   torch::Tensor y = bias;
-  for (int64_t i = 0; i < d_conv; ++i) y = y + padded.slice(1, i, i + n_tokens) * weight.select(1, i);
+  for (int64_t i = 0; i < d_conv; ++i) y = torch::addcmul(y, padded.slice(1, i, i + n_tokens), weight.select(1, i));
   return y;
 }
 

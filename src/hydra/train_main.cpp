@@ -5,6 +5,7 @@
 
 #include "cli/cli.h"
 #include "core/error.h"
+#include "hydra/processes.h"
 #include "hydra/trainer.h"
 
 namespace polyspan {
@@ -20,21 +21,27 @@ int run(int argc, char** argv) {
   app.add_option("-o,--output", options.folder, "folder of the run: checkpoint, metrics, configuration")->required();
   app.add_flag("--resume", options.resume, "go on from the folder's checkpoint");
   app.add_option("--device", options.device, "cpu or cuda")->capture_default_str();
+  int64_t n_processes = 1;
+  app.add_option("--processes", n_processes,
+                 "of this machine, which share every batch (torchrun's environment does the same)")
+      ->check(CLI::Range(1, 1024));
   app.add_option("--stop-after", options.stop_after, "steps to train in this call, then a checkpoint; 0: to the end")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   app.add_flag("--json", json, "print one JSON document on standard output");
+  const char* const rank = std::getenv("RANK");
+  const bool shows = rank == nullptr || std::string_view(rank) == "0";  // of several processes one speaks
   try {
     app.parse(argc, argv);
-    const std::unique_ptr<Progress> progress = cli::make_progress();
-    const TrainResult result = train(options, *progress);
+    if (n_processes > 1 && !among_processes()) return start_processes(n_processes, argv);
+    const std::unique_ptr<Progress> progress = shows ? cli::make_progress() : nullptr;
+    const TrainResult result = train(options, shows ? *progress : no_progress());
+    if (!result.is_first) return 0;
     if (json) {
-      const nlohmann::ordered_json document = {{"run", options.folder.string()},
-                                               {"steps", result.steps},
-                                               {"loss", result.loss},
-                                               {"eval_loss", result.eval_loss},
-                                               {"eval_accuracy", result.eval_accuracy},
-                                               {"tokens_per_s", result.tokens_per_s},
-                                               {"libtorch", TORCH_VERSION}};
+      const nlohmann::ordered_json document = {
+          {"run", options.folder.string()},      {"steps", result.steps},
+          {"parameters", result.parameters},     {"loss", result.loss},
+          {"eval_loss", result.eval_loss},       {"eval_accuracy", result.eval_accuracy},
+          {"tokens_per_s", result.tokens_per_s}, {"libtorch", TORCH_VERSION}};
       cli::print(document.dump(2) + "\n");
     } else {
       char line[200];
@@ -49,7 +56,9 @@ int run(int argc, char** argv) {
     std::fprintf(stderr, "polyspan: %s (see polyspan train --help)\n", error.what());
     return 2;
   } catch (const Error& error) {
-    std::fprintf(stderr, "polyspan: %s\n", error.what());
+    // What is wrong with the configuration is wrong for all.
+    if (shows || error.kind() == ErrorKind::kIo || error.kind() == ErrorKind::kOutOfMemory)
+      std::fprintf(stderr, "polyspan: %s\n", error.what());
     return error.kind() == ErrorKind::kUsage ? 2 : 1;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "polyspan: %s\n", error.what());

@@ -13,7 +13,10 @@
 #include "core/thread_team.h"
 #include "hydra/batches.h"
 #include "hydra/checkpoint.h"
+#include "hydra/device_memory.h"
 #include "hydra/hydra_model.h"
+#include "hydra/precision.h"
+#include "hydra/processes.h"
 #include "hydra/transformer_model.h"
 
 namespace polyspan {
@@ -23,12 +26,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr HydraPart kAllParts[] = {HydraPart::kSsm,       HydraPart::kAttention, HydraPart::kMoe,
                                    HydraPart::kWorkspace, HydraPart::kPkm,       HydraPart::kFfn};
-
-HydraPart part_by_name(const std::string& name) {
-  for (const HydraPart part : kAllParts)
-    if (part_name(part) == name) return part;
-  POLYSPAN_CHECK(false, name);
-}
 
 // Where a step is in the curriculum.
 struct StagePosition {
@@ -66,13 +63,12 @@ double learning_rate(const TrainConfig& config, const StagePosition& at, int64_t
   return at.stage->lr * warm * (config.final_lr_share + (1 - config.final_lr_share) * cosine);
 }
 
-// Mean cross-entropy of the targets that count.
-torch::Tensor cross_entropy(const torch::Tensor& logits, const TokenBatch& batch) {
+// Cross-entropy of the targets that count, summed and divided by `count`: their mean where it is their number.
+torch::Tensor cross_entropy(const torch::Tensor& logits, const TokenBatch& batch, const torch::Tensor& count) {
   const torch::Tensor each =
-      torch::nn::functional::cross_entropy(logits.flatten(0, 1), batch.targets.flatten(),
+      torch::nn::functional::cross_entropy(not_bf16(logits).flatten(0, 1), batch.targets.flatten(),
                                            torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone));
-  const torch::Tensor mask = batch.mask.flatten();
-  return (each * mask).sum() / mask.sum().clamp_min(1);
+  return (each * batch.mask.flatten()).sum() / count.clamp_min(1);
 }
 
 TokenBatch moved(TokenBatch batch, const torch::Device& device) {
@@ -135,6 +131,10 @@ class Run {
 
  private:
   void check_data();
+  ForwardOutput forward(const TokenBatch& batch, const StageSwitches& switches) {
+    const Bf16Products products(device_.type(), config_.precision == "bf16");
+    return model_->forward(batch.inputs, switches);
+  }
   // Forward, backward, update; returns the cross-entropy.
   double step(int64_t step);
   std::pair<double, double> evaluate(const TrainStage& stage);
@@ -145,7 +145,8 @@ class Run {
   std::string config_text_;
   TrainConfig config_;
   torch::Device device_;
-  std::optional<FolderLock> lock_;
+  std::unique_ptr<Processes> processes_;
+  std::optional<FolderLock> lock_;  // of the first process: it alone writes
   std::unique_ptr<LanguageModel> model_;
   std::unique_ptr<AdamW> optimizer_;
   std::optional<TokenFile> train_tokens_, valid_tokens_;
@@ -159,27 +160,34 @@ Run::Run(const TrainOptions& options, Progress& progress)
       progress_(progress),
       config_text_(read_config_text(options.config_file)),
       config_(parse_train_config(config_text_, options.config_file)),
-      device_(torch::kCPU) {
+      device_(torch::kCPU),
+      processes_(Processes::from_environment()) {
   if (config_.stages.empty())
     throw Error::bad_input(options.config_file.string(), ": no [[stage]]: there is nothing to train");
   if (options.device == "cuda") {
     if (!torch::cuda::is_available()) throw Error::unsupported("--device cuda: this LibTorch finds no CUDA device");
-    device_ = torch::Device(torch::kCUDA);
+    device_ = torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(
+                                              processes_->rank() % static_cast<int64_t>(torch::cuda::device_count())));
   } else if (options.device != "cpu") {
     throw Error::usage("--device is \"", options.device, "\"; wanted cpu or cuda");
   }
   check_data();
+  for (const TrainStage& stage : config_.stages)
+    if (stage.batch % processes_->size() != 0)
+      throw Error::bad_input(options.config_file.string(), ": stage \"", stage.name, "\" has batches of ", stage.batch,
+                             " sequences, which ", processes_->size(), " processes cannot share evenly");
   std::error_code error;
   std::filesystem::create_directories(options.folder, error);
   if (!std::filesystem::is_directory(options.folder)) throw Error::io(options.folder, "the folder cannot be made");
   const std::filesystem::path checkpoint = options.folder / "checkpoint.safetensors";
-  lock_.emplace(options.folder);
+  if (processes_->is_first()) lock_.emplace(options.folder);
   const bool there = std::filesystem::exists(checkpoint);
   if (there && !options.resume)
     throw Error::usage(options.folder.string(),
                        " holds a run already: go on with it with --resume, or choose another folder");
   if (!there && options.resume) throw Error::usage(options.folder.string(), " holds no checkpoint to resume from");
-  at::set_num_threads(config_.threads > 0 ? static_cast<int>(config_.threads) : default_thread_count());
+  at::set_num_threads(config_.threads > 0 ? static_cast<int>(config_.threads)
+                                          : std::max(1, default_thread_count() / static_cast<int>(processes_->size())));
   model_ = make_model(config_, torch::TensorOptions().dtype(torch::kFloat32).device(device_));
   optimizer_ = std::make_unique<AdamW>(
       model_->parameters(), AdamSettings{config_.beta1, config_.beta2, config_.adam_eps, config_.weight_decay,
@@ -189,7 +197,8 @@ Run::Run(const TrainOptions& options, Progress& progress)
     throw Error::bad_input(config_.train_tokens.string(), " was made with the tokenizer ",
                            train_tokens_->info().tokenizer, "; the checkpoint's tokens with ", state_.tokenizer);
   state_.tokenizer = train_tokens_->info().tokenizer;
-  write_file_atomically(options.folder / "config.toml", std::as_bytes(std::span(config_text_)));
+  if (processes_->is_first())
+    write_file_atomically(options.folder / "config.toml", std::as_bytes(std::span(config_text_)));
 }
 
 void Run::check_data() {
@@ -221,27 +230,41 @@ double Run::step(int64_t step) {
   for (const HydraPart part : kAllParts)
     model_->parameters().set_trained(
         part, std::find(at.stage->frozen.begin(), at.stage->frozen.end(), part_name(part)) == at.stage->frozen.end());
+  const int64_t n_processes = processes_->size(), share = at.stage->batch / n_processes,
+                first = processes_->rank() * share;
   const TokenBatch batch =
-      moved(train_batch(*train_tokens_, at.stage->batch, at.stage->length, config_.seed, step), device_);
-  last_ = model_->forward(batch.inputs, switches_at(config_, at, step));
-  const torch::Tensor loss = cross_entropy(last_.logits, batch);
+      moved(train_batch(*train_tokens_, at.stage->batch, at.stage->length, config_.seed, step, first, first + share),
+            device_);
+  StageSwitches switches = switches_at(config_, at, step);
+  if (n_processes > 1) {
+    switches.first_sequence = first;
+    switches.mean_over_processes = [&](const torch::Tensor& x) {
+      return processes_->sum(x) / static_cast<double>(n_processes);
+    };
+  }
+  last_ = forward(batch, switches);
+  // Of several processes each has its part of the sum; so gradients add up to those of the whole batch.
+  const torch::Tensor loss = cross_entropy(last_.logits, batch, processes_->sum(batch.mask.sum()));
   torch::Tensor total = loss;
   if (last_.balance_loss.defined())
-    total = total + config_.balance_weight * last_.balance_loss + config_.z_weight * last_.z_loss;
-  const double value = loss.item<double>();
-  if (!std::isfinite(total.item<double>()))
+    total = total + (config_.balance_weight * last_.balance_loss + config_.z_weight * last_.z_loss) /
+                        static_cast<double>(n_processes);
+  const double value = processes_->sum(loss.item<double>());
+  if (!std::isfinite(processes_->sum(total.item<double>())))
     stop(step, "the loss is " + std::to_string(value) + "; the first number that is not finite is in " +
                    not_finite_in(model_->parameters()));
   if (step > 0 && config_.max_loss_jump > 0 && value > state_.smoothed_loss + config_.max_loss_jump)
     stop(step, "the loss jumped from " + std::to_string(state_.smoothed_loss) + " to " + std::to_string(value) +
                    ", more than max_loss_jump");
   total.backward();
+  processes_->sum_gradients(model_->parameters());
   grad_norm_ = optimizer_->step(learning_rate(config_, at, step));
   if (!std::isfinite(grad_norm_)) stop(step, "the gradient is not finite, in " + not_finite_in(model_->parameters()));
   return value;
 }
 
 std::pair<double, double> Run::evaluate(const TrainStage& stage) {
+  if (!processes_->is_first()) return {0, 0};
   const torch::NoGradGuard no_grad;
   const TokenFile& file = valid_tokens_ ? *valid_tokens_ : *train_tokens_;
   const int64_t n = std::min(config_.eval_sequences, n_eval_sequences(file, stage.length));
@@ -250,9 +273,9 @@ std::pair<double, double> Run::evaluate(const TrainStage& stage) {
   for (const std::string& part : stage.off) switches.share[part_by_name(part)] = 0;
   for (int64_t first = 0; first < n; first += stage.batch) {
     const TokenBatch batch = moved(eval_batch(file, first, std::min(stage.batch, n - first), n, stage.length), device_);
-    const ForwardOutput out = model_->forward(batch.inputs, switches);
+    const ForwardOutput out = forward(batch, switches);
     const double count = batch.mask.sum().item<double>();
-    loss += cross_entropy(out.logits, batch).item<double>() * count;
+    loss += cross_entropy(out.logits, batch, batch.mask.sum()).item<double>() * count;
     right += ((out.logits.argmax(-1) == batch.targets) * batch.mask).sum().item<double>();
     scored += count;
   }
@@ -263,16 +286,20 @@ TrainResult Run::go() {
   using Clock = std::chrono::steady_clock;
   const int64_t total = config_.total_steps(), first = state_.step;
   const int64_t end = options_.stop_after > 0 ? std::min(total, first + options_.stop_after) : total;
-  Metrics metrics(options_.folder / "metrics.jsonl", first);
-  if (first < end)
-    metrics.add({{"type", "run"},
-                 {"step", first},
-                 {"device", options_.device},
-                 {"processor", processor_name()},
-                 {"threads", at::get_num_threads()},
-                 {"libtorch", TORCH_VERSION}});
+  std::optional<Metrics> metrics;
+  if (processes_->is_first()) metrics.emplace(options_.folder / "metrics.jsonl", first);
+  if (first < end && metrics)
+    metrics->add({{"type", "run"},
+                  {"step", first},
+                  {"device", options_.device},
+                  {"processor", processor_name()},
+                  {"threads", at::get_num_threads()},
+                  {"processes", processes_->size()},
+                  {"libtorch", TORCH_VERSION}});
   TrainResult result;
+  result.is_first = processes_->is_first();
   result.steps = first;
+  for (const TensorSpec& spec : model_->parameters().specs()) result.parameters += spec.n_values();
   const auto seconds_since = [](Clock::time_point then) {
     return std::chrono::duration<double>(Clock::now() - then).count();
   };
@@ -289,7 +316,7 @@ TrainResult Run::go() {
     result.loss = loss;
     result.steps = step + 1;
     const bool last = step + 1 == end, stage_ends = stage_at(config_, step + 1).index != at.index;
-    if (last || stage_ends || (step + 1) % config_.log_every == 0) {
+    if (metrics && (last || stage_ends || (step + 1) % config_.log_every == 0)) {
       Json entry = {{"type", "step"},
                     {"step", step + 1},
                     {"stage", at.stage->name},
@@ -297,6 +324,7 @@ TrainResult Run::go() {
                     {"lr", learning_rate(config_, at, step)},
                     {"grad_norm", grad_norm_},
                     {"tokens_per_s", static_cast<double>(n_tokens) / train_seconds}};
+      if (const int64_t bytes = peak_device_bytes(device_); bytes > 0) entry["peak_device_bytes"] = bytes;
       if (last_.balance_loss.defined())
         entry["balance_loss"] = last_.balance_loss.item<double>(), entry["z_loss"] = last_.z_loss.item<double>();
       for (const auto& [name, value] : last_.statistics) {
@@ -305,21 +333,22 @@ TrainResult Run::go() {
                           ? Json(host.item<double>())
                           : Json(std::vector<double>(host.data_ptr<double>(), host.data_ptr<double>() + host.numel()));
       }
-      metrics.add(entry);
+      metrics->add(entry);
     }
     last_ = {};
-    if (last || stage_ends || (step + 1) % config_.eval_every == 0) {
+    if (metrics && (last || stage_ends || (step + 1) % config_.eval_every == 0)) {
       std::tie(result.eval_loss, result.eval_accuracy) = evaluate(*at.stage);
-      metrics.add({{"type", "eval"},
-                   {"step", step + 1},
-                   {"stage", at.stage->name},
-                   {"loss", result.eval_loss},
-                   {"accuracy", result.eval_accuracy}});
+      metrics->add({{"type", "eval"},
+                    {"step", step + 1},
+                    {"stage", at.stage->name},
+                    {"loss", result.eval_loss},
+                    {"accuracy", result.eval_accuracy}});
     }
-    if (last || (step + 1) % config_.checkpoint_every == 0) {
+    if (config_.checkpoint_every > 0 && (last || (step + 1) % config_.checkpoint_every == 0)) {
       state_.step = step + 1;
-      save_checkpoint(options_.folder / "checkpoint.safetensors", config_, config_text_, model_->parameters(),
-                      *optimizer_, state_);
+      if (processes_->is_first())
+        save_checkpoint(options_.folder / "checkpoint.safetensors", config_, config_text_, model_->parameters(),
+                        *optimizer_, state_);
     }
     progress_.update(step + 1 - first);
   }
@@ -331,6 +360,12 @@ TrainResult Run::go() {
 
 }  // namespace
 
+HydraPart part_by_name(const std::string& name) {
+  for (const HydraPart part : kAllParts)
+    if (part_name(part) == name) return part;
+  POLYSPAN_CHECK(false, name);
+}
+
 std::unique_ptr<LanguageModel> make_model(const TrainConfig& config, const torch::TensorOptions& options) {
   if (config.architecture == "hydra") return std::make_unique<HydraModel>(config.hydra, config.seed, options);
   return std::make_unique<TransformerModel>(config.transformer, config.seed, options);
@@ -341,7 +376,10 @@ TrainResult train(const TrainOptions& options, Progress& progress) {
     return Run(options, progress).go();
   } catch (const c10::Error& error) {  // LibTorch's own: memory, above all
     const std::string message = error.what_without_backtrace();
-    if (message.find("memory") != std::string::npos) throw Error::out_of_memory("LibTorch: ", message);
+    if (message.find("memory") != std::string::npos)
+      throw Error::out_of_memory(
+          "training on ", options.device, " needs more memory than there is; a smaller batch, a ",
+          "shorter length or precision = \"bf16\" needs less. LibTorch: ", message.substr(0, message.find('\n')));
     throw;
   }
 }

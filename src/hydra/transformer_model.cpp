@@ -7,15 +7,20 @@
 namespace polyspan {
 namespace {
 
-// q, k, v [n_seqs, n_heads, n_tokens, head_dim], causal. LibTorch 2 brings flash attention; with 1.13 the scores are made.
-torch::Tensor causal_attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v) {
-#if TORCH_VERSION_MAJOR >= 2
-  return at::scaled_dot_product_attention(q, k, v, c10::nullopt, 0.0, /*is_causal=*/true);
-#else
+// q, k, v [n_seqs, n_heads, n_tokens, head_dim], causal, with all scores made: [n_seqs, n_heads, n_tokens, n_tokens].
+torch::Tensor naive_attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v) {
   const int64_t n_tokens = q.size(2);
   const torch::Tensor later = torch::ones({n_tokens, n_tokens}, q.options().dtype(torch::kBool)).triu(1);
   const torch::Tensor scores = torch::matmul(q, k.transpose(-1, -2)) / std::sqrt(static_cast<double>(q.size(3)));
   return torch::matmul(torch::softmax(scores.masked_fill(later, -std::numeric_limits<double>::infinity()), -1), v);
+}
+
+// The same. LibTorch 2 brings flash attention (on a GPU for bf16 alone); 1.13 has none.
+torch::Tensor causal_attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v) {
+#if TORCH_VERSION_MAJOR >= 2
+  return at::scaled_dot_product_attention(q.to(v.dtype()), k.to(v.dtype()), v, c10::nullopt, 0.0, /*is_causal=*/true);
+#else
+  return naive_attention(q, k, v);
 #endif
 }
 
@@ -35,8 +40,9 @@ torch::Tensor TransformerModel::attention(const BlockParameters& w, const torch:
   };
   const torch::Tensor k = repeated(rope(heads("attn_k.weight", sizes_.n_kv_heads), sizes_.rope_base));
   const torch::Tensor v = repeated(heads("attn_v.weight", sizes_.n_kv_heads));
-  const torch::Tensor out =
-      causal_attention(q, k, v).transpose(1, 2).reshape({n_seqs, n_tokens, sizes_.n_heads * sizes_.head_dim});
+  const torch::Tensor out = (sizes_.naive_attention ? naive_attention(q, k, v) : causal_attention(q, k, v))
+                                .transpose(1, 2)
+                                .reshape({n_seqs, n_tokens, sizes_.n_heads * sizes_.head_dim});
   return torch::linear(out, w["attn_output.weight"]);
 }
 

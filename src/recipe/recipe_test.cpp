@@ -153,11 +153,46 @@ TEST_F(Recipe, ChainAnswersFollowFromTheFacts) {
   }
 }
 
+TEST_F(Recipe, ChainsCanBeAskedForEveryNumberOfSteps) {
+  std::set<int64_t> asked;
+  for (const int64_t steps : {0, 1, 3}) {
+    const TaskExamples made =
+        make_task({.task = "chain", .length = 60, .pairs = 3, .hops = 4, .asked = steps, .examples = 60, .seed = 3});
+    for (int64_t e = 0; e < 60; ++e) {
+      const int64_t n = made.tokens[static_cast<size_t>((e + 1) * made.example_length - 3)] - '0';
+      EXPECT_TRUE(steps == 0 || n == steps) << n;
+      if (steps == 0) asked.insert(n);
+    }
+  }
+  EXPECT_EQ(asked, (std::set<int64_t>{1, 2, 3, 4}));
+}
+
+// One table for every seed, no key twice in an example; other tables would have to agree by chance.
+TEST_F(Recipe, FactsAreTheSameInEveryFile) {
+  std::map<std::string, int32_t> table;
+  for (const uint64_t seed : {1, 2}) {
+    const TaskExamples made = make_task({.task = "facts", .length = 95, .pairs = 300, .examples = 100, .seed = seed});
+    for (int64_t e = 0; e < 100; ++e) {
+      std::set<std::string> keys;
+      for (int64_t i = 0; i < 16; ++i) {
+        const size_t at = static_cast<size_t>(e * made.example_length + 6 * i);
+        const std::string key(made.tokens.begin() + static_cast<int64_t>(at),
+                              made.tokens.begin() + static_cast<int64_t>(at) + 3);
+        EXPECT_TRUE(keys.insert(key).second) << key << " twice in example " << e;
+        EXPECT_TRUE(made.mask[at + 4] == 1 && made.tokens[at + 3] == '=');
+        EXPECT_EQ(table.emplace(key, made.tokens[at + 4]).first->second, made.tokens[at + 4]) << key;
+      }
+    }
+  }
+  EXPECT_EQ(table.size(), 300u);
+}
+
 TEST_F(Recipe, TasksThatDoNotFitAreRefused) {
   for (const TaskOptions& o :
        {TaskOptions{.task = "recal"}, TaskOptions{.task = "recall", .length = 10, .pairs = 8},
         TaskOptions{.task = "recall", .pairs = 27}, TaskOptions{.task = "chain", .pairs = 9, .hops = 3},
-        TaskOptions{.task = "copy", .length = 8, .pairs = 8}})
+        TaskOptions{.task = "copy", .length = 8, .pairs = 8}, TaskOptions{.task = "facts", .length = 95, .pairs = 15},
+        TaskOptions{.task = "facts", .pairs = 17577}, TaskOptions{.task = "chain", .pairs = 2, .asked = 3}})
     EXPECT_THROW(make_task(o), Error) << o.task << " " << o.length << " " << o.pairs;
 }
 

@@ -1,5 +1,6 @@
 #include "recipe/tasks.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "core/error.h"
@@ -76,8 +77,27 @@ void chain(const TaskOptions& o, RandomSource& random, Writer out) {
   out.fill(o.length + 1 - 3 * o.pairs * o.hops - 5);
   for (const auto& [from, to] : facts) out.put(from), out.put(to), out.put(';');
   const int64_t asked = random.below(o.pairs);
-  out.put('?'), out.put(letter(asked, 0)), out.put(static_cast<char>('0' + o.hops)), out.put('=');
-  out.put(letter(asked, o.hops), true);
+  const int64_t steps = o.asked < 0 ? o.hops : o.asked > 0 ? o.asked : random.between(1, o.hops);
+  out.put('?'), out.put(letter(asked, 0)), out.put(static_cast<char>('0' + steps)), out.put('=');
+  out.put(letter(asked, steps), true);
+}
+
+constexpr int64_t kFactBytes = 6, kMostFacts = kLetters * kLetters * kLetters;
+
+void facts(const TaskOptions& o, RandomSource& random, Writer out) {
+  const int64_t n = (o.length + 1) / kFactBytes;
+  std::vector<int64_t> seen;  // of one example: a fact that came twice could be copied
+  while (std::ssize(seen) < n) {
+    const int64_t fact = random.below(o.pairs);
+    if (std::find(seen.begin(), seen.end(), fact) != seen.end()) continue;
+    seen.push_back(fact);
+    int64_t key = (fact * 7919 + 13) % kMostFacts;  // 7,919 shares no factor with 26: another key for each fact
+    for (int64_t i = 0; i < 3; ++i, key /= kLetters) out.put(static_cast<char>('a' + key % kLetters));
+    out.put('=');
+    out.put(static_cast<char>('a' + RandomSource{0x6661637473, static_cast<uint64_t>(fact)}.below(kLetters)), true);
+    out.put(';');
+  }
+  out.fill(o.length + 1 - n * kFactBytes);
 }
 
 }  // namespace
@@ -103,9 +123,18 @@ TaskExamples make_task(const TaskOptions& o) {
                              " letters; there are ", kLetters);
     check_room(o, 3 * o.pairs * o.hops + 5);
     out.chance = 1.0 / static_cast<double>(o.pairs * (o.hops + 1));
+    if (o.asked < -1 || o.asked > o.hops)
+      throw Error::bad_input("--asked is ", o.asked, "; a chain has ", o.hops, " hops");
     make = chain;
+  } else if (o.task == "facts") {
+    const int64_t n = (o.length + 1) / kFactBytes;
+    check_room(o, kFactBytes);
+    if (o.pairs < n || o.pairs > kMostFacts)
+      throw Error::bad_input("facts wants between ", n, " (those of one example) and ", kMostFacts, " facts; found ",
+                             o.pairs);
+    make = facts;
   } else {
-    throw Error::usage("task \"", o.task, "\" is not known; wanted recall, copy or chain");
+    throw Error::usage("task \"", o.task, "\" is not known; wanted recall, copy, chain or facts");
   }
   for (int64_t i = 0; i < o.examples; ++i) {
     RandomSource random{o.seed, static_cast<uint64_t>(i)};

@@ -10,9 +10,10 @@ namespace polyspan {
 struct TaskOptions {
   std::string task = "recall";
   int64_t length = 128;  // tokens of an example that are read; an example has one more, the last one predicted
-  int64_t pairs = 8;     // recall: key-value pairs; copy: letters; chain: chains
+  int64_t pairs = 8;     // recall: key-value pairs; copy: letters; chain: chains; facts: facts there are
   int64_t gap = 0;       // recall, copy: filler between what is told and what is asked
-  int64_t hops = 2;      // chain
+  int64_t hops = 2;      // chain: facts of a chain
+  int64_t asked = -1;    // chain: steps to the answer; -1: all hops, 0: from 1 to hops, by chance
   int64_t examples = 1000;
   uint64_t seed = 1;
 };
@@ -27,8 +28,10 @@ struct TaskExamples {
 // recall  multi-query associative recall (Zoology, arXiv 2312.04927): "AqBzCd" gap "BzAq...": keys A-Z each with a value
 //         a-z; after the gap the keys come back in random rounds and their values are to be predicted.
 // copy    "qzdk" gap "=qzdk": letters to be repeated in order.
-// chain   "AB;CD;BC;?A2=C": facts of several chains, shuffled; the letter `hops` steps after the first. The chains' last
+// chain   "AB;CD;BC;?A2=C": facts of several chains, shuffled; the letter `asked` steps after the first. The chains' last
 //         letters all occur once, so rarity does not tell the answer.
+// facts   "kqz=v;bda=m;": closed book: the value of a three-letter key is the same in every example, and nowhere else to be
+//         found: it has to be stored in the weights. The table depends on `pairs` alone; the seed draws what is asked.
 // Throws Error (kBadInput) where the task is not known or does not fit the length.
 TaskExamples make_task(const TaskOptions& options);
 

@@ -82,6 +82,7 @@ void read_transformer(TomlTable& file, TransformerSizes& c) {
   model.read("context_length", c.context_length, 1, int64_t{1} << 31);
   model.read("norm_eps", c.norm_eps, 1e-12, 0.1);
   model.read("rope_base", c.rope_base, 1.0, 1e12);
+  model.read("naive_attention", c.naive_attention);
   if (c.n_heads % c.n_kv_heads != 0)
     throw Error::bad_input(model.where("n_heads"), " is ", c.n_heads, "; it must be a multiple of n_kv_heads, ",
                            c.n_kv_heads);
@@ -181,6 +182,7 @@ std::string TrainConfig::fingerprint_text() const {
     out << transformer.rope_base << " " << transformer.norm_eps << " " << transformer.head_dim << "\n";
   out << weight_decay << " " << beta1 << " " << beta2 << " " << adam_eps << " " << clip << " " << value_lr_scale << " "
       << warmup_steps << " " << final_lr_share << " " << balance_weight << " " << z_weight << "\n";
+  if (precision != "f32") out << precision << "\n";
   for (const TrainStage& stage : stages) {
     out << stage.steps << " " << stage.length << " " << stage.batch << " " << stage.lr << " " << stage.router_noise;
     for (const auto* parts : {&stage.off, &stage.frozen, &stage.ramp}) {
@@ -236,7 +238,10 @@ TrainConfig parse_train_config(const std::string& text, const std::filesystem::p
   optimizer.read("max_loss_jump", config.max_loss_jump, 0.0, 1e9);
   optimizer.check_unknown();
   TomlTable run = file.table("run");
-  run.read("checkpoint_every", config.checkpoint_every, 1, kMostSteps);
+  run.read("precision", config.precision);
+  if (config.precision != "f32" && config.precision != "bf16")
+    throw Error::bad_input(run.where("precision"), " is \"", config.precision, "\"; wanted f32 or bf16");
+  run.read("checkpoint_every", config.checkpoint_every, 0, kMostSteps);
   run.read("log_every", config.log_every, 1, kMostSteps);
   run.read("eval_every", config.eval_every, 1, kMostSteps);
   run.read("eval_sequences", config.eval_sequences, 1, 1 << 20);

@@ -15,6 +15,7 @@ struct TransformerSizes {
   int64_t d_model = 256, n_layers = 8, n_heads = 4, n_kv_heads = 4, head_dim = 64, d_ff = 704, vocab_size = 260;
   int64_t context_length = 1 << 17;
   double norm_eps = 1e-5, rope_base = 10000.0;
+  bool naive_attention = false;  // make every score, for comparisons; else flash attention where LibTorch has it
 };
 std::vector<TensorSpec> transformer_tensors(const TransformerSizes& sizes);
 
@@ -43,7 +44,9 @@ struct TrainConfig {
   double balance_weight = 0.01, z_weight = 1e-3;
   double max_loss_jump = 5.0;  // nats above the smoothed loss: the run stops
 
-  int64_t checkpoint_every = 200, log_every = 10, eval_every = 200, eval_sequences = 64, threads = 0;
+  std::string precision = "f32";  // or "bf16": products of matrices (hydra/precision.h)
+  int64_t checkpoint_every = 200;  // 0: none, not even at the end
+  int64_t log_every = 10, eval_every = 200, eval_sequences = 64, threads = 0;
   std::vector<TrainStage> stages;
 
   int64_t total_steps() const;
