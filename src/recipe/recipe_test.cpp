@@ -68,6 +68,7 @@ TEST_F(Recipe, ConfigurationsSayWhatIsWrong) {
       {"[pkm]\nlayers = [8]", "pkm.layers names block 8; the blocks are 0 to 7"},
       {"[ssm]\nenabled = false\n[attention]\nevery = 0", "no block would see another token"},
       {"[[stage]]\nlength = 4", "[stage 1] steps is missing"},
+      {"[run]\nprecision = \"fp8\"", "precision is \"fp8\"; wanted f32 or bf16"},
       {"[[stage]]\nsteps = 1\noff = [\"moe\"]\nramp = [\"moe\"]", "which another list"},
       {"[model]\nvocab_size = 16000000\nd_model = 1000000\n[ssm]\nd_inner = 64\n[attention]\nhead_dim = 64",
        "the sizes are too large"},
