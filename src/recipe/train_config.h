@@ -44,7 +44,7 @@ struct TrainConfig {
   double balance_weight = 0.01, z_weight = 1e-3;
   double max_loss_jump = 5.0;  // nats above the smoothed loss: the run stops
 
-  std::string precision = "f32";  // or "bf16": products of matrices (hydra/precision.h)
+  std::string precision = "f32";   // or "bf16": products of matrices (hydra/precision.h)
   int64_t checkpoint_every = 200;  // 0: none, not even at the end
   int64_t log_every = 10, eval_every = 200, eval_sequences = 64, threads = 0;
   std::vector<TrainStage> stages;
