@@ -34,6 +34,10 @@ def changed(base, **tables):
     return out
 
 
+def transformer(**sizes):
+    return {"architecture": "transformer", "model": {**sizes, "vocab_size": 260}}
+
+
 # A tenth of a million parameters: associative recall in 1,500 steps (recall-toy.toml).
 TINY = {
     "architecture": "hydra",
@@ -43,10 +47,7 @@ TINY = {
     "moe": {"every": 0},
     "workspace": {"n_slots": 0},
 }
-TINY_TRANSFORMER = {  # d_ff makes it as large
-    "architecture": "transformer",
-    "model": {"d_model": 64, "n_layers": 2, "n_heads": 2, "d_ff": 144, "vocab_size": 260},
-}
+TINY_TRANSFORMER = transformer(d_model=64, n_layers=2, n_heads=2, d_ff=144)  # d_ff makes it as large
 TINY_MODELS = {
     "Hydra": TINY,
     "no global tokens": changed(TINY, attention={"n_global": 0}),
@@ -58,14 +59,7 @@ TINY_MODELS = {
 }
 SLOTS = {"n_slots": 8, "d_slot": 32, "rank": 32}
 FAR = changed(TINY, workspace=SLOTS)
-SMALL = {
-    "architecture": "hydra",
-    "model": {"d_model": 128, "n_layers": 4, "vocab_size": 260, "chunk_len": 16, "controller_rank": 8},
-    "ssm": {"head_dim": 32, "d_state": 64},
-    "attention": {"every": 2, "n_heads": 4, "window": 64, "n_global": 16},
-    "moe": {"every": 0},
-    "workspace": {"n_slots": 0},
-}
+SMALL = changed(TINY, model={"d_model": 128, "n_layers": 4}, attention={"n_heads": 4, "window": 64})
 LANGUAGE = {
     "architecture": "hydra",
     "model": {"d_model": 256, "n_layers": 6, "vocab_size": 260, "chunk_len": 64, "controller_rank": 16},
@@ -110,9 +104,7 @@ CLAIMS = {
         "data": {"train": task("chain", 100000, 1, asked=0, **CHAIN), "valid": task("chain", 500, 2, asked=0, **CHAIN),
                  **{f"{n} steps": task("chain", 1000, 10 + n, asked=n, **CHAIN) for n in range(1, 6)}},
         "models": {"Hydra": SMALL, "SSM only": changed(SMALL, attention=OFF),
-                   "transformer": {"architecture": "transformer",
-                                   "model": {"d_model": 128, "n_layers": 4, "n_heads": 4, "d_ff": 272,
-                                             "vocab_size": 260}}},
+                   "transformer": transformer(d_model=128, n_layers=4, n_heads=4, d_ff=272)},
         "stage": {"steps": 3000, "length": 52, "batch": 64, "lr": 0.003},
         "scores": [f"{n} steps" for n in range(1, 6)],
     },
@@ -150,12 +142,8 @@ CLAIMS = {
         "models": {"Hydra, 2 of 8 experts": LANGUAGE, "Hydra, 2 of 2 experts": changed(LANGUAGE, moe=DENSE),
                    "no memory, no workspace": changed(LANGUAGE, workspace={"n_slots": 0}, pkm={"layers": []}),
                    "SSM only": changed(LANGUAGE, attention=OFF, moe=OFF, workspace={"n_slots": 0}, pkm={"layers": []}),
-                   "transformer, same total": {"architecture": "transformer",
-                                               "model": {"d_model": 256, "n_layers": 10, "n_heads": 4, "d_ff": 736,
-                                                         "vocab_size": 260}},
-                   "transformer, same active": {"architecture": "transformer",
-                                                "model": {"d_model": 256, "n_layers": 6, "n_heads": 4, "d_ff": 736,
-                                                          "vocab_size": 260}}},
+                   "transformer, same total": transformer(d_model=256, n_layers=10, n_heads=4, d_ff=736),
+                   "transformer, same active": transformer(d_model=256, n_layers=6, n_heads=4, d_ff=736)},
         "stage": {"steps": 600, "length": 512, "batch": 16, "lr": 0.002},
         "optimizer": {"weight_decay": 0.1},
         "measure": "loss",

@@ -69,7 +69,7 @@ void lengths(const Arguments& a) {
     const std::unique_ptr<LanguageModel> model =
         make_model(config, torch::TensorOptions().dtype(torch::kFloat32).device(device));
     int64_t n_parameters = 0;
-    for (const torch::Tensor& tensor : model->parameters().tensors()) n_parameters += tensor.numel();
+    for (const TensorSpec& spec : model->parameters().specs()) n_parameters += spec.n_values();
     std::optional<AdamW> optimizer;  // made when it is needed: its moments are twice the model's memory
     for (const std::string& what : a.what) {
       if (what == "train") optimizer.emplace(model->parameters(), AdamSettings{});
@@ -198,8 +198,7 @@ void score(const Arguments& a) {
     AdamW optimizer(model->parameters(), {});
     load_checkpoint(folder / "checkpoint.safetensors", config, model->parameters(), optimizer);
   }
-  StageSwitches switches;
-  for (const std::string& part : config.stages.back().off) switches.share[part_by_name(part)] = 0;
+  const StageSwitches switches = evaluation_switches(config.stages.back());
   std::map<std::string, std::vector<torch::Tensor>> use;  // by block: the files' shares of the experts
   for (const std::string& name : a.files) {
     const TokenFile file = TokenFile::open(name);
@@ -211,17 +210,12 @@ void score(const Arguments& a) {
     std::map<std::string, torch::Tensor> sums;
     for (int64_t first = 0; first < n; first += batch_size) {
       const int64_t n_seqs = std::min(batch_size, n - first);
-      const TokenBatch batch = eval_batch(file, first, n_seqs, n, length);
+      const TokenBatch batch = eval_batch(file, first, n_seqs, n, length).to(device);
       const Bf16Products products(device.type(), a.precision == "bf16");
-      const ForwardOutput out = model->forward(batch.inputs.to(device), switches);
-      const torch::Tensor logits = not_bf16(out.logits), mask = batch.mask.to(device),
-                          targets = batch.targets.to(device);
-      const torch::Tensor each = torch::nn::functional::cross_entropy(
-          logits.flatten(0, 1), targets.flatten(),
-          torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone));
-      loss += (each * mask.flatten()).sum().item<double>();
-      right += ((logits.argmax(-1) == targets) * mask).sum().item<double>();
-      scored += mask.sum().item<double>();
+      const ForwardOutput out = model->forward(batch.inputs, switches);
+      loss += summed_cross_entropy(out.logits, batch).item<double>();
+      right += ((out.logits.argmax(-1) == batch.targets) * batch.mask).sum().item<double>();
+      scored += batch.mask.sum().item<double>();
       for (const auto& [key, value] : out.statistics) {
         if (!key.starts_with("moe.use.")) continue;
         const torch::Tensor share = value.to(torch::kCPU).to(torch::kFloat64) * (double(n_seqs) / double(n));

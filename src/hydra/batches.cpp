@@ -2,6 +2,7 @@
 
 #include "core/error.h"
 #include "eval/random_source.h"
+#include "hydra/precision.h"
 
 namespace polyspan {
 namespace {
@@ -22,6 +23,13 @@ TokenBatch gather(const TokenFile& file, const std::vector<int64_t>& begins, int
 }
 
 }  // namespace
+
+torch::Tensor summed_cross_entropy(const torch::Tensor& logits, const TokenBatch& batch) {
+  const torch::Tensor each =
+      torch::nn::functional::cross_entropy(not_bf16(logits).flatten(0, 1), batch.targets.flatten(),
+                                           torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone));
+  return (each * batch.mask.flatten()).sum();
+}
 
 void check_length(const TokenFile& file, int64_t length) {
   const TokenFileInfo& info = file.info();

@@ -10,7 +10,11 @@ namespace polyspan {
 struct TokenBatch {
   torch::Tensor inputs, targets;  // [n_seqs, n_tokens], int64
   torch::Tensor mask;             // the same shape, 1 where the target counts
+  TokenBatch to(const torch::Device& device) const { return {inputs.to(device), targets.to(device), mask.to(device)}; }
 };
+
+// Cross-entropy summed over the targets that count. logits [n_seqs, n_tokens, vocab_size], float32 or bf16.
+torch::Tensor summed_cross_entropy(const torch::Tensor& logits, const TokenBatch& batch);
 
 // Throws Error (kBadInput) where the file cannot give sequences of `length`: too short, or examples of another length.
 void check_length(const TokenFile& file, int64_t length);

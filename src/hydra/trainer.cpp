@@ -27,6 +27,13 @@ using Json = nlohmann::ordered_json;
 constexpr HydraPart kAllParts[] = {HydraPart::kSsm,       HydraPart::kAttention, HydraPart::kMoe,
                                    HydraPart::kWorkspace, HydraPart::kPkm,       HydraPart::kFfn};
 
+// REQUIRES: there is such a part (load_train_config has checked it).
+HydraPart part_by_name(const std::string& name) {
+  for (const HydraPart part : kAllParts)
+    if (part_name(part) == name) return part;
+  POLYSPAN_CHECK(false, name);
+}
+
 // Where a step is in the curriculum.
 struct StagePosition {
   const TrainStage* stage;
@@ -45,8 +52,7 @@ StagePosition stage_at(const TrainConfig& config, int64_t step) {
 }
 
 StageSwitches switches_at(const TrainConfig& config, const StagePosition& at, int64_t step) {
-  StageSwitches switches;
-  for (const std::string& part : at.stage->off) switches.share[part_by_name(part)] = 0;
+  StageSwitches switches = evaluation_switches(*at.stage);
   for (const std::string& part : at.stage->ramp) switches.share[part_by_name(part)] = std::max(1e-3, at.done);
   switches.router_noise = at.stage->router_noise * (1 - at.done);
   switches.noise_seed = config.seed ^ (static_cast<uint64_t>(step) << 20);
@@ -61,18 +67,6 @@ double learning_rate(const TrainConfig& config, const StagePosition& at, int64_t
   const double cosine =
       0.5 * (1 + std::cos(M_PI * static_cast<double>(step) / static_cast<double>(config.total_steps())));
   return at.stage->lr * warm * (config.final_lr_share + (1 - config.final_lr_share) * cosine);
-}
-
-// Cross-entropy of the targets that count, summed and divided by `count`: their mean where it is their number.
-torch::Tensor cross_entropy(const torch::Tensor& logits, const TokenBatch& batch, const torch::Tensor& count) {
-  const torch::Tensor each =
-      torch::nn::functional::cross_entropy(not_bf16(logits).flatten(0, 1), batch.targets.flatten(),
-                                           torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone));
-  return (each * batch.mask.flatten()).sum() / count.clamp_min(1);
-}
-
-TokenBatch moved(TokenBatch batch, const torch::Device& device) {
-  return {batch.inputs.to(device), batch.targets.to(device), batch.mask.to(device)};
 }
 
 // metrics.jsonl: one object a line. A resumed run drops what was written after the checkpoint.
@@ -233,8 +227,8 @@ double Run::step(int64_t step) {
   const int64_t n_processes = processes_->size(), share = at.stage->batch / n_processes,
                 first = processes_->rank() * share;
   const TokenBatch batch =
-      moved(train_batch(*train_tokens_, at.stage->batch, at.stage->length, config_.seed, step, first, first + share),
-            device_);
+      train_batch(*train_tokens_, at.stage->batch, at.stage->length, config_.seed, step, first, first + share)
+          .to(device_);
   StageSwitches switches = switches_at(config_, at, step);
   if (n_processes > 1) {
     switches.first_sequence = first;
@@ -244,7 +238,7 @@ double Run::step(int64_t step) {
   }
   last_ = forward(batch, switches);
   // Of several processes each has its part of the sum; so gradients add up to those of the whole batch.
-  const torch::Tensor loss = cross_entropy(last_.logits, batch, processes_->sum(batch.mask.sum()));
+  const torch::Tensor loss = summed_cross_entropy(last_.logits, batch) / processes_->sum(batch.mask.sum()).clamp_min(1);
   torch::Tensor total = loss;
   if (last_.balance_loss.defined())
     total = total + (config_.balance_weight * last_.balance_loss + config_.z_weight * last_.z_loss) /
@@ -269,13 +263,12 @@ std::pair<double, double> Run::evaluate(const TrainStage& stage) {
   const TokenFile& file = valid_tokens_ ? *valid_tokens_ : *train_tokens_;
   const int64_t n = std::min(config_.eval_sequences, n_eval_sequences(file, stage.length));
   double loss = 0, right = 0, scored = 0;
-  StageSwitches switches;
-  for (const std::string& part : stage.off) switches.share[part_by_name(part)] = 0;
+  const StageSwitches switches = evaluation_switches(stage);
   for (int64_t first = 0; first < n; first += stage.batch) {
-    const TokenBatch batch = moved(eval_batch(file, first, std::min(stage.batch, n - first), n, stage.length), device_);
+    const TokenBatch batch = eval_batch(file, first, std::min(stage.batch, n - first), n, stage.length).to(device_);
     const ForwardOutput out = forward(batch, switches);
     const double count = batch.mask.sum().item<double>();
-    loss += cross_entropy(out.logits, batch, batch.mask.sum()).item<double>() * count;
+    loss += (summed_cross_entropy(out.logits, batch) / batch.mask.sum().clamp_min(1)).item<double>() * count;
     right += ((out.logits.argmax(-1) == batch.targets) * batch.mask).sum().item<double>();
     scored += count;
   }
@@ -360,10 +353,10 @@ TrainResult Run::go() {
 
 }  // namespace
 
-HydraPart part_by_name(const std::string& name) {
-  for (const HydraPart part : kAllParts)
-    if (part_name(part) == name) return part;
-  POLYSPAN_CHECK(false, name);
+StageSwitches evaluation_switches(const TrainStage& stage) {
+  StageSwitches switches;
+  for (const std::string& part : stage.off) switches.share[part_by_name(part)] = 0;
+  return switches;
 }
 
 std::unique_ptr<LanguageModel> make_model(const TrainConfig& config, const torch::TensorOptions& options) {

@@ -13,8 +13,8 @@ namespace polyspan {
 
 std::unique_ptr<LanguageModel> make_model(const TrainConfig& config, const torch::TensorOptions& options);
 
-// The part that a configuration's stage names: "ssm", "moe", ... REQUIRES: there is such a part.
-HydraPart part_by_name(const std::string& name);
+// As the stage's model is evaluated: the parts that are off left out, no noise, nothing ramped.
+StageSwitches evaluation_switches(const TrainStage& stage);
 
 struct TrainOptions {
   std::filesystem::path config_file, folder;

@@ -49,7 +49,7 @@ struct CalibrationOptions {
 //   digits are scored. Other prompts than the evaluation's, whatever the seeds (below 2^48).
 // - "multikey": four to six named keys in natural text, one asked for.
 // - "records": a list of names with their numbers that fills the prompt, one asked for: what LongEval's lines need. Small
-//   models answer none.
+//   models answer short lists only.
 // - "copy": a passage of 64 to 96 tokens that stands anywhere in the text is begun again at its end with 16 tokens; the
 //   rest is scored. No chat format.
 // - "section": a question in the chat format that quotes the beginning of a sentence of the text, about 10 tokens, and

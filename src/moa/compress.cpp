@@ -116,9 +116,7 @@ class Compressor {
     OrderedJson known =
         run_.has(file) ? run_.read_json(file) : OrderedJson{{"length", length}, {"samples", OrderedJson::object()}};
     const SpanPlan dense = SpanPlan::dense(engine_.config().head_shape());
-    std::vector<std::string> kinds;
-    for (const std::string& kind : samples_.kinds())
-      if (stage_.answers(kind, length)) kinds.push_back(kind);
+    std::vector<std::string> kinds = stage_.kinds_at(length);
     if (kinds.empty()) kinds = samples_.kinds();
     std::vector<int64_t> next(kinds.size(), 0);
     progress_.start("the dense model on held-out samples", options_.validation_samples);

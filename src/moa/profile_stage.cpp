@@ -129,9 +129,13 @@ SampleProfile ProfileStage::profile(const CalibrationSample& sample, const SpanP
   return run_.read_profile(round, sample);  // as a resumed run sees it, to the digit
 }
 
-bool ProfileStage::answers(const std::string& kind, int64_t length) const {
-  const auto found = unanswered_from_.find(kind);
-  return found == unanswered_from_.end() || length < found->second;
+std::vector<std::string> ProfileStage::kinds_at(int64_t length) const {
+  std::vector<std::string> kinds = samples_.kinds();
+  std::erase_if(kinds, [&](const std::string& kind) {
+    const auto found = unanswered_from_.find(kind);
+    return found != unanswered_from_.end() && length >= found->second;
+  });
+  return kinds;
 }
 
 int64_t ProfileStage::take(ProfileRound& round, const std::string& kind, int64_t length, int64_t n) {
@@ -157,8 +161,7 @@ ProfileRound ProfileStage::dense() {
   progress_.start("profiling the dense model", total);
   for (const int64_t length : options_.lengths) {
     int64_t accepted = 0;
-    for (const std::string& kind : samples_.kinds()) {
-      if (!answers(kind, length)) continue;
+    for (const std::string& kind : kinds_at(length)) {
       const int64_t of_kind = take(round, kind, length, options_.samples);
       if (of_kind == 0) unanswered_from_[kind] = length;
       accepted += of_kind;
@@ -180,9 +183,7 @@ ProfileRound ProfileStage::dense() {
 
 ProfileRound ProfileStage::under(const SpanPlan& plan, const std::string& name, int64_t length) {
   ProfileRound round{name, plan, {}};
-  std::vector<std::string> kinds;
-  for (const std::string& kind : samples_.kinds())
-    if (answers(kind, length)) kinds.push_back(kind);
+  const std::vector<std::string> kinds = kinds_at(length);
   work_done_ = 0;
   progress_.start("profile " + name + " under the plan so far",
                   std::ssize(kinds) * options_.step_samples * work(length));

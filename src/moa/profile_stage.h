@@ -45,8 +45,8 @@ class ProfileStage {
   ProfileRound dense();
   // Under `plan`, at one length: `step_samples` of each kind, none of them seen before.
   ProfileRound under(const SpanPlan& plan, const std::string& name, int64_t length);
-  // Whether the dense model answered any sample of the kind at this length or a shorter one; as far as dense() came.
-  bool answers(const std::string& kind, int64_t length) const;
+  // The kinds that are drawn at a length: all but those of which dense() kept none at it or at a shorter one.
+  std::vector<std::string> kinds_at(int64_t length) const;
 
  private:
   // A sample that dense gets wrong is not accepted: its result says so and has no influence.

@@ -116,7 +116,7 @@ void SpanGradient::backward(const SpanGradientArgs& args, OpContext& context) {
   POLYSPAN_CHECK((args.dk != nullptr) == gradient && (args.dv != nullptr) == gradient);
   context.reserve_scratch(static_cast<int64_t>(sizeof(float)) *
                           (n_rows * (4 * d_ + 1) + attention_gradient_scratch_floats(n_rows, n_candidates)));
-  // Effects of every item by itself, added up in order: [items][3][n_rep, n_candidates].
+  // Effects of every item by itself, added up in order: [items][4][n_rep, n_candidates].
   const int64_t n_items = shape_.n_kv_heads * n_parts_, per_item = 4 * n_rep_ * n_candidates;
   std::vector<double> effects(static_cast<size_t>(n_items * per_item), 0.0);
   context.team().each(n_items, [&](int64_t item, int thread) {
