@@ -274,6 +274,7 @@ class BadInput(CliTest):
             (("ppl", "--depths", "5"), ["--depths", "ppl"]),
             (("passkey", "--kinds", "vt"), ["--kinds", "passkey"]),
             (("passkey", "--keys", "0"), ["--keys", "0"]),
+            (("ppl", "--answers", "a.jsonl"), ["--answers", "ppl"]),
             (("passkey", "--samples", "0"), ["--samples", "0"]),
             (("passkey", "--lengths", "400,400"), ["400", "twice"]),
             (("passkey", "--lengths", "0"), ["0"]),
@@ -421,13 +422,21 @@ class TinyModel(CliTest):
     def test_compare(self):
         # Spans 64, 64 + N/4, N/2, N: the density differs from length to length.
         rules = {"n_kv_heads": 2, "sink": 4, "alphas": [[64, 64], [0, 0]], "betas": [[0, 0.25], [0.5, 1]]}
-        plan = self.write("mixed.json", json.dumps(rules))
+        plan, answers = self.write("mixed.json", json.dumps(rules)), self.folder / "answers.jsonl"
         result = self.call_json(
             "eval", self.tiny, "--task", "passkey", "--lengths", "450,500", "--samples", "1",
-            "--plan", plan, "--compare",
+            "--plan", plan, "--compare", "--answers", answers,
         )
         compare = result["compare"]
         self.assertEqual(list(compare), ["dense", "uniform", plan])
+        lines = [json.loads(line) for line in answers.read_text().splitlines()]
+        self.assertEqual(
+            [(line["plan"], line["length"], line["kind"]) for line in lines],
+            [(name, length, kind) for name in compare for length in (450, 500) for kind in ("repeated", "natural")],
+        )
+        for line in lines:
+            self.assertEqual(line["score"], float(line["output"].lstrip().startswith(line["wanted"][0])))
+            self.assertTrue(0 <= line["place"] <= 1 and line["tokens"] < line["length"])
         self.assertEqual(compare[plan], result["rows"])
         for rows in compare.values():
             self.check_rows(rows, [450, 500], ["repeated", "natural"])

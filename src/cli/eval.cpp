@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/cli.h"
+#include "core/atomic_file.h"
 #include "core/error.h"
 #include "core/whole_progress.h"
 #include "eval/longbench.h"
@@ -21,7 +22,7 @@ using Json = nlohmann::ordered_json;
 
 struct EvalOptions {
   ModelOptions common;
-  std::string task, text;
+  std::string task, text, answers;
   std::vector<int64_t> lengths;
   std::vector<std::string> kinds, data;
   std::optional<int64_t> samples;
@@ -57,6 +58,7 @@ void check_options(const EvalOptions& o) {
   only_for(o.depths != 0, "--depths", {"passkey"});
   only_for(!o.kinds.empty(), "--kinds", {"ruler"});
   only_for(!o.data.empty(), "--data", {"longeval", "longbench"});
+  only_for(!o.answers.empty(), "--answers", {"passkey", "longeval", "ruler", "longbench"});
   if (o.keys < 1 || o.keys > PasskeyGenerator::most_keys())
     throw Error::usage("--keys is ", o.keys, "; it must be between 1 and ", PasskeyGenerator::most_keys());
   if (o.depths < 0 || o.depths > 1000) throw Error::usage("--depths is ", o.depths, "; it must be between 1 and 1000");
@@ -231,11 +233,20 @@ void run_items(Engine& engine, const EvalOptions& o, const Inputs& in, std::vect
   const KvType type = kv_type_by_name(o.common.kv);
   const std::vector<PromptItem> items = make_items(engine, o, in);
   for (const Column& column : columns) check_items(engine, column.plan, items, type);
+  std::optional<AtomicFile> answers;
+  if (!o.answers.empty()) answers.emplace(o.answers);
   WholeProgress progress(shown, o.task, work_tokens(items) * n_computed(columns));
   fill_columns(columns, [&](Column& column) {
-    column.rows = summarize(items, evaluate_items(engine, column.plan, items, type, progress));
+    const std::vector<ItemResult> results = evaluate_items(engine, column.plan, items, type, progress);
+    column.rows = summarize(items, results);
     for (const EvalRow& row : column.rows) column.json.push_back(to_json(row, o.task));
+    for (size_t i = 0; answers && i < items.size(); ++i) {
+      Json line = {{"plan", column.name}};
+      line.update(to_json(items[i], results[i]));
+      answers->append(std::as_bytes(std::span<const char>(document_line(line))));
+    }
   });
+  if (answers) answers->commit();
 }
 
 void eval(EvalOptions& o) {
@@ -312,6 +323,8 @@ void add_eval(CLI::App& app) {
                    "ruler: the kinds to run, comma separated, as in niah_single_1,vt,qa_1 (default: all)")
       ->delimiter(',');
   command->add_option("--data", o->data, "longeval, longbench: JSONL files in the published form");
+  command->add_option("--answers", o->answers,
+                      "file to write every answer to: JSONL, a line a prompt and plan (all tasks but ppl)");
   command->add_flag("--compare", o->compare,
                     "the dense model, and the uniform plan of the same density at each length, beside the plan");
   command->footer(

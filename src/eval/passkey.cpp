@@ -128,6 +128,7 @@ std::vector<PromptItem> passkey_items(const Engine& engine, std::string_view tex
                            .planned_length = length,
                            .rule = ScoreRule::kStartsWith,
                            .wanted = {prompt.key},
+                           .place = prompt.depth,
                            .row_length = length,
                            .kind = kind == FillerKind::kRepeated ? "repeated" : "natural",
                            .depth = variant.depth});

@@ -22,10 +22,11 @@ struct PromptItem {
   std::vector<std::string> wanted = {};
   std::vector<std::string> classes = {};  // ScoreRule::kClassification
   bool first_line_only = false;           // the answer ends with its first line that is not empty
+  std::optional<double> place = {};       // of what is asked for, in the filler, 0 to 1
   // What the results are grouped by.
   int64_t row_length = 0;
   std::string kind = {};
-  std::optional<double> depth = {};  // where the answer stands in the prompt's filler, 0 to 1
+  std::optional<double> depth = {};  // `place`, where it is one of a few that were asked for
 };
 
 struct ItemResult {

@@ -41,6 +41,14 @@ Json to_json(const SpeedRow& row) {
   return json;
 }
 
+Json to_json(const PromptItem& item, const ItemResult& result) {
+  Json json = {{"length", item.row_length}, {"kind", item.kind}};
+  if (item.place) json["place"] = *item.place;
+  json.update(
+      {{"tokens", item.tokens.size()}, {"wanted", item.wanted}, {"output", result.output}, {"score", result.score}});
+  return json;
+}
+
 Json eval_document(const ResultHead& head, const std::string& task, int64_t n_keys) {
   Json document = {
       {"task", task}, {"model", head.model}, {"plan", head.plan}, {"kv_type", head.kv_type}, {"seed", head.seed}};
@@ -62,6 +70,10 @@ Json bench_document(const ResultHead& head, Engine& engine, Json rows) {
 
 std::string document_text(const Json& document) {
   return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string document_line(const Json& document) {
+  return document.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace polyspan

@@ -22,6 +22,8 @@ struct ResultHead {
 
 nlohmann::ordered_json to_json(const EvalRow& row, const std::string& task);
 nlohmann::ordered_json to_json(const SpeedRow& row);
+// {length, kind, place where it is known, tokens, wanted, output, score}
+nlohmann::ordered_json to_json(const PromptItem& item, const ItemResult& result);
 
 // {task, model, plan, kv_type, seed} and, for passkey, `keys`; rows are for the caller to add.
 nlohmann::ordered_json eval_document(const ResultHead& head, const std::string& task, int64_t n_keys);
@@ -30,5 +32,6 @@ nlohmann::ordered_json bench_document(const ResultHead& head, Engine& engine, nl
 
 // As text that is valid UTF-8 whatever the names hold, with a line end.
 std::string document_text(const nlohmann::ordered_json& document);
+std::string document_line(const nlohmann::ordered_json& document);  // the same on one line, for JSONL
 
 }  // namespace polyspan
