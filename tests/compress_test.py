@@ -183,6 +183,8 @@ class Refusals(CompressTest):
         done = self.call(*self.options(self.folder / "nothing", "--kinds", "passkey-repeated", "--lengths", "400", "--extend", "0"))
         self.assertEqual(done.returncode, 1)
         self.assertIn("no sample of 400 tokens was accepted", done.err.splitlines()[-1])
+        log = (self.folder / "nothing" / "log.txt").read_text()  # given up after the tries for the first of two samples
+        self.assertIn("passkey-repeated: 0 of 3 samples accepted", log)
 
     def test_a_density_below_every_rule(self):
         options = ("--kinds", "text", "--lengths", "256", "--extend", "512", "--samples", "1", "--density", "0.05")

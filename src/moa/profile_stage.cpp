@@ -12,7 +12,7 @@
 namespace polyspan {
 namespace {
 
-constexpr int64_t kTriesPerSample = 3;  // drawn for each accepted one, at most
+constexpr int64_t kTriesPerSample = 3;  // drawn for each accepted one, at most; and for the first
 constexpr uint64_t kValidationSeed = 0x9e3779b97f4a7c15u;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -140,7 +140,8 @@ std::vector<std::string> ProfileStage::kinds_at(int64_t length) const {
 
 int64_t ProfileStage::take(ProfileRound& round, const std::string& kind, int64_t length, int64_t n) {
   int64_t accepted = 0, tried = 0;
-  for (; accepted < n && tried < kTriesPerSample * n; ++tried) {
+  const auto goes_on = [&] { return tried < (accepted > 0 ? kTriesPerSample * n : kTriesPerSample); };
+  for (; accepted < n && goes_on(); ++tried) {
     round.samples.push_back(
         profile(samples_.get("profile", kind, length, next_index_[{kind, length}]++), round.plan, round.name));
     if (!round.samples.back().accepted) continue;
@@ -161,7 +162,9 @@ ProfileRound ProfileStage::dense() {
   progress_.start("profiling the dense model", total);
   for (const int64_t length : options_.lengths) {
     int64_t accepted = 0;
-    for (const std::string& kind : kinds_at(length)) {
+    const std::vector<std::string> kinds = kinds_at(length);
+    work_done_ += options_.samples * (std::ssize(samples_.kinds()) - std::ssize(kinds)) * work(length);
+    for (const std::string& kind : kinds) {
       const int64_t of_kind = take(round, kind, length, options_.samples);
       if (of_kind == 0) unanswered_from_[kind] = length;
       accepted += of_kind;

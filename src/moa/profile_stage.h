@@ -40,8 +40,8 @@ class ProfileStage {
                Progress& progress)
       : run_(run), engine_(engine), options_(options), samples_(samples), progress_(progress) {}
 
-  // Under the dense plan: `samples` accepted ones of each kind and length, or as many as kTriesPerSample draws for each give.
-  // A kind of which a length keeps none is not drawn at longer ones. Throws Error (kBadInput) where a length keeps no sample.
+  // Under the dense plan: `samples` accepted ones of each kind and length, or as many as kTriesPerSample draws for each give;
+  // none after as many draws for the first. A kind of which a length keeps none is not drawn at longer ones. Throws Error (kBadInput) where a length keeps no sample.
   ProfileRound dense();
   // Under `plan`, at one length: `step_samples` of each kind, none of them seen before.
   ProfileRound under(const SpanPlan& plan, const std::string& name, int64_t length);
@@ -52,7 +52,8 @@ class ProfileStage {
   // A sample that dense gets wrong is not accepted: its result says so and has no influence.
   SampleProfile profile(const CalibrationSample& sample, const SpanPlan& plan, std::string_view round);
   SampleProfile compute(const CalibrationSample& sample, const SpanPlan& plan);
-  // Draws and profiles until `n` samples are accepted or kTriesPerSample * n are tried; into round.samples. Returns the accepted.
+  // Draws and profiles until `n` samples are accepted, the first kTriesPerSample were not, or kTriesPerSample * n are tried;
+  // into round.samples. Returns the accepted.
   int64_t take(ProfileRound& round, const std::string& kind, int64_t length, int64_t n);
 
   RunDirectory& run_;
