@@ -96,7 +96,7 @@ int main(int argc, char** argv) {
     const auto profiler = engine->model().make_span_profiler(no_progress());
     const HeadShape shape = engine->config().head_shape();
     const int64_t group = shape.n_heads / shape.n_kv_heads;
-    const std::vector<int64_t> candidates = candidate_spans(length);
+    const std::vector<int64_t> candidates = candidate_spans(shape, length);
     std::vector<AttentionSpan> spans(static_cast<size_t>(shape.n_layers * shape.n_heads), {length, kDefaultSinkTokens});
     const ProfileRequest dense{sample.tokens, sample.targets, spans, candidates, loss};
     const double dense_loss = loss_of(profiler->forward(dense), loss);

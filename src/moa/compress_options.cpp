@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "moa/calibration.h"
+#include "moa/influence.h"
 #include "plan/span_plan.h"
 
 namespace polyspan {
@@ -86,6 +87,17 @@ void CompressOptions::check() const {
 }
 
 void CompressOptions::check_model(const ModelConfig& config) const {
+  if (config.hydra) {
+    if (config.hydra->n_attention_layers() == 0)
+      throw Error::unsupported("this model has no attention: there are no spans to find");
+    if (candidate_spans(config.head_shape(), config.hydra->window).size() < 2)
+      throw Error::unsupported("the heads of this model have windows of ", config.hydra->window,
+                               " tokens in chunks of ", config.hydra->chunk_len,
+                               ": there is no shorter span of at least ", kBlockTokens);
+    if (per_query_head) throw Error::unsupported("--per-query-head: the heads of a hydra model have spans by KV head");
+    if (influence == Estimator::kPairwise)
+      throw Error::unsupported("--influence pairwise needs gradients; a hydra model is profiled by forward passes");
+  }
   for (const auto* part : {&lengths, &extend})
     for (const int64_t length : *part)
       if (length > config.context_length)

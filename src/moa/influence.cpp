@@ -163,8 +163,14 @@ LossCurve extension_curve(const std::vector<LossCurve>& curves, int64_t length) 
   return extension;
 }
 
-std::vector<int64_t> candidate_spans(int64_t length) {
-  std::set<int64_t> spans = {length};
+std::vector<int64_t> candidate_spans(const HeadShape& shape, int64_t length) {
+  std::set<int64_t> spans = {shape.plan_length(length)};
+  if (shape.window > 0) {
+    const int64_t step = (shape.window / shape.span_step + 7) / 8 * shape.span_step;
+    for (int64_t span = step; span < shape.window; span += step)
+      if (span >= kBlockTokens) spans.insert(span);
+    return {spans.begin(), spans.end()};
+  }
   for (const int64_t window : {64, 128, 192, 256, 384, 512})
     if (window < length) spans.insert(window);
   for (int64_t part = 1; part < 16; ++part)

@@ -80,7 +80,8 @@ std::vector<LossCurve> loss_curves(const CostTables& tables,
 // The curve of a length that was not profiled: that of the longest profiled one at the same relative span.
 LossCurve extension_curve(const std::vector<LossCurve>& curves, int64_t length);
 
-// Spans to ask about at a length: a few short windows, then sixteenths of the length, the length itself last.
-std::vector<int64_t> candidate_spans(int64_t length);
+// Spans to ask about at a length: a few short windows, then sixteenths of the length, the length itself last. Where heads
+// have windows: at most eight that a plan can give, the window last.
+std::vector<int64_t> candidate_spans(const HeadShape& shape, int64_t length);
 
 }  // namespace polyspan

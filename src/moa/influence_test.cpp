@@ -134,7 +134,7 @@ TEST(Influence, KeptSharesAreMeansOfRetrievalKinds) {
 
 TEST(Influence, CandidateSpansAscendToTheLength) {
   for (const int64_t length : {64, 65, 256, 1000, 1024, 4096, 131072}) {
-    const std::vector<int64_t> spans = candidate_spans(length);
+    const std::vector<int64_t> spans = candidate_spans(HeadShape{}, length);
     EXPECT_EQ(spans.back(), length);
     EXPECT_TRUE(std::is_sorted(spans.begin(), spans.end(), std::less_equal<>()));
     EXPECT_GE(spans.front(), std::min<int64_t>(64, length));

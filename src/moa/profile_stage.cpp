@@ -88,7 +88,7 @@ SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanP
   }
   SampleProfile result;
   result.id = sample.id, result.kind = sample.kind, result.length = sample.length;
-  result.candidate_spans = candidate_spans(sample.length);
+  result.candidate_spans = candidate_spans(plan.shape(), sample.length);
   const auto start = std::chrono::steady_clock::now();
   const SpanPlan dense = SpanPlan::dense(plan.shape());
   const std::vector<AttentionSpan> spans = query_spans(plan, sample.length),

@@ -233,16 +233,19 @@ std::string model_fingerprint(const GgufFile& file) {
 }
 
 OrderedJson describe_model(const GgufFile& file, const ModelConfig& config) {
-  return {{"name", config.name},
-          {"file", file.path().filename().string()},
-          {"fingerprint", model_fingerprint(file)},
-          {"architecture", config.architecture},
-          {"quantization", config.quantization},
-          {"n_layers", config.n_layers},
-          {"n_heads", config.n_heads},
-          {"n_kv_heads", config.n_kv_heads},
-          {"head_dim", config.head_dim},
-          {"context_length", config.context_length}};
+  const HeadShape shape = config.head_shape();
+  OrderedJson model = {{"name", config.name},
+                       {"file", file.path().filename().string()},
+                       {"fingerprint", model_fingerprint(file)},
+                       {"architecture", config.architecture},
+                       {"quantization", config.quantization},
+                       {"n_layers", shape.n_layers},
+                       {"n_heads", config.n_heads},
+                       {"n_kv_heads", config.n_kv_heads},
+                       {"head_dim", config.head_dim},
+                       {"context_length", config.context_length}};
+  if (shape.window > 0) model["window"] = shape.window, model["span_step"] = shape.span_step;
+  return model;
 }
 
 }  // namespace polyspan

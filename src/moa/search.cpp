@@ -47,9 +47,10 @@ ChoiceTables make_tables(const SearchProblem& problem) {
   for (const int64_t length : problem.bounded_lengths) {
     auto& kept = tables.kept.emplace_back();
     for (const SpanRule& rule : problem.rules)
-      kept.push_back(std::min(length, problem.n_sink_tokens + rule.span(length)));
+      kept.push_back(
+          std::min(problem.shape.plan_length(length), problem.n_sink_tokens + problem.shape.span(rule, length)));
     // A millionth of a token forgives that a density such as 0.29 is not exact in binary.
-    const double dense = static_cast<double>(length * tables.n_groups);
+    const double dense = static_cast<double>(problem.shape.plan_length(length) * tables.n_groups);
     tables.most.push_back(static_cast<int64_t>(std::floor(problem.density * dense + 1e-6)));
     tables.least.push_back(static_cast<int64_t>(std::ceil(problem.min_fill * problem.density * dense - 1e-6)));
   }
@@ -57,7 +58,7 @@ ChoiceTables make_tables(const SearchProblem& problem) {
     auto& losses = tables.losses.emplace_back();
     for (int64_t head = 0; head < tables.n_heads(); ++head)
       for (const SpanRule& rule : problem.rules)
-        losses.push_back(curve.at(head, static_cast<double>(rule.span(curve.length))));
+        losses.push_back(curve.at(head, static_cast<double>(problem.shape.span(rule, curve.length))));
   }
   return tables;
 }
@@ -93,7 +94,7 @@ Candidate make_candidate(const SearchProblem& problem, const ChoiceTables& table
   double density = 0;
   std::ostringstream lengths;
   for (size_t length = 0; length < tables.lengths.size(); ++length) {
-    const double dense = static_cast<double>(tables.lengths[length] * tables.n_groups);
+    const double dense = static_cast<double>(problem.shape.plan_length(tables.lengths[length]) * tables.n_groups);
     density = std::max(density, static_cast<double>(tables.total_kept(length, smallest)) / dense);
     lengths << (length == 0 ? "" : length + 1 == tables.lengths.size() ? " and " : ", ") << tables.lengths[length];
   }

@@ -66,6 +66,14 @@ SearchProblem search_problem(const CompressOptions& options, const HeadShape& sh
   p.per_query_head = options.per_query_head;
   p.min_fill = 0;  // a plan may keep less than it may: see docs/compress.md, "What was tried"
   p.density = density;
+  if (shape.window > 0) {  // a window is the same at every length: one bound, and nothing to extend
+    p.n_sink_tokens = 0;
+    p.curves = std::move(curves);
+    p.bounded_lengths = {*std::max_element(options.lengths.begin(), options.lengths.end())};
+    for (const int64_t span : candidate_spans(shape, shape.window)) p.rules.push_back({static_cast<double>(span), 0});
+    p.rules.back() = kDenseRule;
+    return p;
+  }
   for (const int64_t length : options.extend) curves.push_back(extension_curve(curves, length));
   p.curves = std::move(curves);
   std::vector<int64_t> lengths = options.lengths;
@@ -129,6 +137,7 @@ void SearchStage::save(double density, const NamedPlan& candidate, Estimator est
 // What each estimator would have chosen from the dense profile alone, for comparison: not validated.
 void SearchStage::write_other_estimators(double density) const {
   for (const Estimator estimator : {Estimator::kSpan, Estimator::kSpanAbs, Estimator::kPairwise}) {
+    if (estimator == Estimator::kPairwise && shape_.window > 0) continue;  // not profiled there: model/hydra_profiler.h
     const CurveOptions with{.estimator = estimator, .per_query_head = options_.per_query_head};
     const CostTables tables = cost_tables(dense_, kind_scales(dense_, with), with);
     const SearchProblem p = search_problem(options_, shape_, curves(tables, {}), density);
@@ -215,7 +224,8 @@ std::vector<NamedPlan> SearchStage::find(double density) {
   // The two-valued plan's window may be more than a short length's budget: it is bounded where it fits.
   SearchProblem two = one_shot;
   std::erase_if(two.bounded_lengths, [&](int64_t length) {
-    return static_cast<double>(two.n_sink_tokens + kWindow) > 0.9 * density * static_cast<double>(length);
+    return static_cast<double>(two.n_sink_tokens + kWindow) >
+           0.9 * density * static_cast<double>(shape_.plan_length(length));
   });
   if (!two.bounded_lengths.empty())
     add("two-valued", two_valued(two, kWindow).plan, true, two.bounded_lengths == one_shot.bounded_lengths);

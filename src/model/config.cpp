@@ -1,5 +1,6 @@
 #include "model/config.h"
 
+#include <algorithm>
 #include <map>
 
 #include "core/error.h"
@@ -65,6 +66,12 @@ void describe_tensors(const GgufFile& file, ModelConfig& config) {
   for (const auto& [type, n] : bytes)
     if (n > most) best = type, most = n;
   config.quantization = dtype_name(best);
+}
+
+HeadShape ModelConfig::head_shape() const {
+  if (!hydra) return {n_layers, n_heads, n_kv_heads};
+  // Without attention a dense plan of one layer stands for all plans: KvLayout takes no other.
+  return {std::max(hydra->n_attention_layers(), int64_t{1}), n_heads, n_kv_heads, hydra->window, hydra->chunk_len};
 }
 
 SpanPlan ModelConfig::default_plan() const {

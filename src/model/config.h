@@ -1,10 +1,12 @@
-// model/config.h: the sizes and settings of a transformer, read from a GGUF file and checked.
+// model/config.h: the sizes and settings of a model, read from a GGUF file and checked.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "io/gguf.h"
+#include "model/hydra_config.h"
 #include "ops/rope.h"
 #include "plan/span_plan.h"
 
@@ -22,9 +24,10 @@ struct ModelConfig {
   RopeConfig rope;
   int64_t sliding_window = 0;  // 0: none. Mistral: every head sees this many keys and no sink
   bool qkv_bias = false;
-  int64_t state_bytes = 0;  // recurrent models: what a sequence keeps, whatever its length, in place of a KV cache
+  std::optional<HydraConfig> hydra;  // of a Hydra model: a sequence keeps its state in place of a KV cache
 
-  HeadShape head_shape() const { return {n_layers, n_heads, n_kv_heads}; }
+  // The heads that a plan gives spans: of a Hydra model those of its blocks with attention, each with its window.
+  HeadShape head_shape() const;
   // The plan that the model itself implies: dense, or its sliding window.
   SpanPlan default_plan() const;
 };

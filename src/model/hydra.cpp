@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "model/hydra_profiler.h"
 
 namespace polyspan {
 namespace {
@@ -50,7 +51,7 @@ ModelConfig read(const GgufFile& file) {
   config.context_length = hydra.context_length;
   config.norm_eps = static_cast<float>(hydra.norm_eps);
   config.rope.n_dims = hydra.head_dim, config.rope.base = hydra.rope_base;
-  config.state_bytes = HydraStateLayout(hydra).bytes();
+  config.hydra = hydra;
   describe_tensors(file, config);
   return config;
 }
@@ -68,13 +69,12 @@ const Architecture kHydraArchitecture = {"hydra", read, make};
 HydraEngineModel::HydraEngineModel(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context,
                                    Progress& progress)
     : Model(std::move(file), std::move(config)),
-      hydra_(read_hydra_config(*file_)),
-      layout_(hydra_),
+      hydra_(*config_.hydra),
       context_(context),
       weights_(HydraWeights::load(*file_, hydra_, context, progress)) {}
 
 std::unique_ptr<SpanProfiler> HydraEngineModel::make_span_profiler(Progress&) {
-  throw Error::unsupported("the search of spans does not work on hydra models yet");
+  return std::make_unique<HydraProfiler>(*this);
 }
 
 int64_t HydraEngineModel::max_batch_tokens() const { return kMaxBatchTokens; }
@@ -120,12 +120,12 @@ void HydraEngineModel::multiply(const MatmulInput& x, const PackedMatrix& weight
 }
 
 // All zeros but the slots.
-void HydraEngineModel::begin_sequence(float* state) {
-  std::fill_n(state, layout_.n_floats, 0.0f);
+void HydraEngineModel::begin_sequence(const HydraStateLayout& layout, float* state) {
+  std::fill_n(state, layout.n_floats, 0.0f);
   for (int64_t layer = 0; layer < hydra_.n_layers; ++layer) {
     if (!hydra_.has_workspace(layer)) continue;
     const HydraBlockWeights& w = weights_.blocks[static_cast<size_t>(layer)];
-    const HydraBlockState& b = layout_.blocks[static_cast<size_t>(layer)];
+    const HydraBlockState& b = layout.blocks[static_cast<size_t>(layer)];
     std::copy(w.slots_init.begin(), w.slots_init.end(), state + b.slots);
     project_slots(w, b, state);
   }
@@ -140,13 +140,14 @@ void HydraEngineModel::forward(const Batch& batch) {
   for (const BatchSequence& sequence : batch.sequences) {
     POLYSPAN_CHECK(sequence.first_row == std::ssize(positions) && sequence.n_rows >= 1);
     POLYSPAN_CHECK(sequence.cache->n_tokens() + sequence.n_rows <= sequence.cache->max_tokens());
-    POLYSPAN_CHECK(sequence.cache->layout().bytes == layout_.bytes());
+    const HydraStateLayout* const layout = sequence.cache->layout().state.get();
+    POLYSPAN_CHECK(layout != nullptr && std::ssize(layout->blocks) == hydra_.n_layers);
     float* const state = reinterpret_cast<float*>(sequence.cache->state());
-    if (sequence.cache->n_tokens() == 0) begin_sequence(state);
+    if (sequence.cache->n_tokens() == 0) begin_sequence(*layout, state);
     for (int64_t done = 0; done < sequence.n_rows;) {
       const int64_t position = sequence.cache->n_tokens() + done;
       const int64_t n_part = std::min(sequence.n_rows - done, len - position % len);
-      parts_.push_back({state, sequence.first_row + done, n_part, position, n_decisions * std::ssize(parts_)});
+      parts_.push_back({layout, state, sequence.first_row + done, n_part, position, n_decisions * std::ssize(parts_)});
       done += n_part;
     }
     for (int64_t i = 0; i < sequence.n_rows; ++i) positions.push_back(sequence.cache->n_tokens() + i);
@@ -160,17 +161,17 @@ void HydraEngineModel::forward(const Batch& batch) {
   // x += m1 SSM(n) + m2 (attention(n) + workspace(n)) + m3 experts(n) + memory(n), n = norm(x).
   for (int64_t layer = 0; layer < hydra_.n_layers; ++layer) {
     const HydraBlockWeights& w = weights_.blocks[static_cast<size_t>(layer)];
-    const HydraBlockState& b = layout_.blocks[static_cast<size_t>(layer)];
     norm(act_.x.data(), w.norm, n, d, act_.normed.data());
     matmul_input(act_.normed.data(), n, d, act_.normed_blocks, context_);
     for (const Part& part : parts_) {
+      const HydraBlockState& b = part.block(layer);
       if (part.begins_chunk(len)) decide(w, b, part);
       std::copy_n(part.state + b.decisions, n_decisions, decisions_.data() + part.decisions);
       end_part(b, part);
     }
-    if (hydra_.has_ssm) run_ssm(w, b);
-    if (hydra_.has_attention(layer)) run_attention(w, b);
-    if (hydra_.has_workspace(layer)) run_workspace(w, b);
+    if (hydra_.has_ssm) run_ssm(w, layer);
+    if (hydra_.has_attention(layer)) run_attention(w, layer);
+    if (hydra_.has_workspace(layer)) run_workspace(w, layer);
     if (hydra_.has_moe(layer)) run_experts(w);
     if (hydra_.has_pkm(layer)) run_memory(w);
   }
@@ -227,7 +228,7 @@ void HydraEngineModel::add_path(int64_t which) {
                                act_.x.data() + t * d);
 }
 
-void HydraEngineModel::run_ssm(const HydraBlockWeights& w, const HydraBlockState& b) {
+void HydraEngineModel::run_ssm(const HydraBlockWeights& w, int64_t layer) {
   const HydraConfig& c = hydra_;
   const int64_t n = n_rows(), d_in = c.d_ssm_in(), channels = c.d_conv_channels(), n_heads = c.n_ssm_heads();
   act_.ssm_in.resize(static_cast<size_t>(n * d_in));
@@ -241,7 +242,7 @@ void HydraEngineModel::run_ssm(const HydraBlockWeights& w, const HydraBlockState
   const auto conv_row = [&](const Part& part, int64_t t) {
     std::vector<const float*> rows;
     for (int64_t k = t - past; k <= t; ++k)
-      rows.push_back(k < 0 ? part.state + b.conv + (past + k) * channels
+      rows.push_back(k < 0 ? part.state + part.block(layer).conv + (past + k) * channels
                            : act_.ssm_in.data() + (part.row + k) * d_in + c.d_inner);
     kernels().conv_silu_row({channels, c.d_conv, rows.data(), w.conv_weight.data(), w.conv_bias.data(),
                              act_.conv.data() + (part.row + t) * channels});
@@ -253,6 +254,7 @@ void HydraEngineModel::run_ssm(const HydraBlockWeights& w, const HydraBlockState
     }
   };
   for (const Part& part : parts_) {
+    const HydraBlockState& b = part.block(layer);
     context_.team().split(part.n, [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t) conv_row(part, t);
     });
@@ -274,7 +276,7 @@ void HydraEngineModel::run_ssm(const HydraBlockWeights& w, const HydraBlockState
                            xbc + c.d_inner + c.d_state, channels, act_.decay.data() + at, act_.dt.data() + at, n_heads,
                            w.ssm_d[static_cast<size_t>(head)],
                            act_.scanned.data() + part.row * c.d_inner + head * c.ssm_head_dim, c.d_inner,
-                           part.state + b.scan + head * c.d_state * c.ssm_head_dim});
+                           part.state + part.block(layer).scan + head * c.d_state * c.ssm_head_dim});
     }
   });
   context_.team().split(n, [&](int64_t begin, int64_t end, int) {
@@ -288,7 +290,7 @@ void HydraEngineModel::run_ssm(const HydraBlockWeights& w, const HydraBlockState
   add_path(0);
 }
 
-void HydraEngineModel::run_attention(const HydraBlockWeights& w, const HydraBlockState& b) {
+void HydraEngineModel::run_attention(const HydraBlockWeights& w, int64_t layer) {
   const HydraConfig& c = hydra_;
   const int64_t n = n_rows(), q_dim = c.n_heads * c.head_dim, kv_dim = c.n_kv_heads * c.head_dim;
   for (std::vector<float>* values : {&act_.q, &act_.attention}) values->resize(static_cast<size_t>(n * q_dim));
@@ -303,11 +305,11 @@ void HydraEngineModel::run_attention(const HydraBlockWeights& w, const HydraBloc
   const int64_t n_keys = c.window + c.n_global;
   context_.reserve_scratch(static_cast<int64_t>(sizeof(float)) * (2 * n_keys + 64));
   for (const Part& part : parts_) {
-    if (c.n_global > 0 && part.begins_chunk(c.chunk_len))
-      update_global_set(c, b, part.position / c.chunk_len, part.state);
+    const HydraBlockState& b = part.block(layer);
+    if (part.begins_chunk(c.chunk_len)) update_far_tokens(c, b, part.position / c.chunk_len, part.state);
     context_.team().each(c.n_kv_heads, [&](int64_t kv_head, int thread) { attend_head(b, part, kv_head, thread); });
     for (int64_t t = 0; t < part.n && c.n_global > 0; ++t)
-      part.state[b.near_scores + (part.position + t) % c.window] =
+      part.state[b.near_scores + (part.position + t) % b.longest_window] =
           dot(act_.normed.data() + (part.row + t) * c.d_model, w.score.data(), c.d_model) + w.score_bias;
   }
   multiply(input(act_.attention.data(), n, q_dim), w.attn_out, act_.path.data());
@@ -317,24 +319,23 @@ void HydraEngineModel::run_attention(const HydraBlockWeights& w, const HydraBloc
 // Writes each key, then lets its query see the window and the global tokens that are not in it.
 void HydraEngineModel::attend_head(const HydraBlockState& b, const Part& part, int64_t kv_head, int thread) {
   const HydraConfig& c = hydra_;
+  const HydraHeadState& h = b.heads[static_cast<size_t>(kv_head)];
   const int64_t n_rep = c.n_heads / c.n_kv_heads, dim = c.head_dim;
-  float* const near_keys = part.state + b.near_keys + kv_head * c.window * dim;
-  float* const near_values = part.state + b.near_values + kv_head * c.window * dim;
   float* const scratch = reinterpret_cast<float*>(context_.scratch(thread));
   float* const far_bias = scratch + c.window + c.n_global + 32;
-  const int64_t n_far = c.n_global > 0 ? n_far_tokens(c, part.position / c.chunk_len) : 0;
+  const int64_t n_far = c.n_global > 0 ? n_far_tokens(c, h.window, part.position / c.chunk_len) : 0;
   for (int64_t t = 0; t < part.n; ++t) {
-    const int64_t position = part.position + t, slot = position % c.window, row = part.row + t;
-    std::copy_n(act_.k.data() + (row * c.n_kv_heads + kv_head) * dim, dim, near_keys + slot * dim);
-    std::copy_n(act_.v.data() + (row * c.n_kv_heads + kv_head) * dim, dim, near_values + slot * dim);
-    AttendRun runs[2] = {{near_keys, near_values, nullptr, std::min(position + 1, c.window)}, {}};
+    const int64_t position = part.position + t, slot = position % h.window, row = part.row + t;
+    std::copy_n(act_.k.data() + (row * c.n_kv_heads + kv_head) * dim, dim, part.state + h.near_keys + slot * dim);
+    std::copy_n(act_.v.data() + (row * c.n_kv_heads + kv_head) * dim, dim, part.state + h.near_values + slot * dim);
+    AttendRun runs[2] = {
+        {part.state + h.near_keys, part.state + h.near_values, nullptr, std::min(position + 1, h.window)}, {}};
     if (n_far > 0) {
-      const int64_t* const at = reinterpret_cast<const int64_t*>(part.state + b.far_positions);
+      const int64_t* const at = reinterpret_cast<const int64_t*>(part.state + h.far_positions);
       for (int64_t i = 0; i < n_far; ++i)
         far_bias[i] =
-            position - at[i] >= c.window ? part.state[b.far_scores + i] : -std::numeric_limits<float>::infinity();
-      runs[1] = {part.state + b.far_keys + kv_head * c.n_global * dim,
-                 part.state + b.far_values + kv_head * c.n_global * dim, far_bias, n_far};
+            position - at[i] >= h.window ? part.state[h.far_scores + i] : -std::numeric_limits<float>::infinity();
+      runs[1] = {part.state + h.far_keys, part.state + h.far_values, far_bias, n_far};
     }
     for (int64_t head = kv_head * n_rep; head < (kv_head + 1) * n_rep; ++head)
       kernels().attend_row({dim, dim, act_.q.data() + (row * c.n_heads + head) * dim, runs, n_far > 0 ? 2 : 1,
@@ -349,7 +350,7 @@ void HydraEngineModel::project_slots(const HydraBlockWeights& w, const HydraBloc
 }
 
 // Reads before writes: a chunk's tokens see the slots as the last chunk left them.
-void HydraEngineModel::run_workspace(const HydraBlockWeights& w, const HydraBlockState& b) {
+void HydraEngineModel::run_workspace(const HydraBlockWeights& w, int64_t layer) {
   const HydraConfig& c = hydra_;
   const int64_t n = n_rows(), rank = c.slot_rank;
   for (std::vector<float>* values : {&act_.read_q, &act_.write_k, &act_.read})
@@ -363,6 +364,7 @@ void HydraEngineModel::run_workspace(const HydraBlockWeights& w, const HydraBloc
   for (float& q : act_.read_q) q *= scale;
   context_.reserve_scratch(static_cast<int64_t>(sizeof(float)) * (std::max(c.n_slots, c.chunk_len) + 64));
   for (const Part& part : parts_) {
+    const HydraBlockState& b = part.block(layer);
     context_.team().split(part.n, [&](int64_t begin, int64_t end, int thread) {
       const AttendRun slots = {part.state + b.slot_keys, part.state + b.slot_values, nullptr, c.n_slots};
       for (int64_t row = part.row + begin; row < part.row + end; ++row)

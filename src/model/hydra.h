@@ -22,7 +22,7 @@ class HydraEngineModel final : public Model {
 
   void forward(const Batch& batch) override;
   void logits(std::span<const int64_t> rows, float* out) override;
-  std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) override;  // throws Error (kUnsupported)
+  std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) override;
   int64_t max_batch_tokens() const override;
   int64_t weight_bytes() const override { return weights_.bytes(); }
   int64_t bytes_per_token() const override;
@@ -30,9 +30,11 @@ class HydraEngineModel final : public Model {
  private:
   // Consecutive tokens of one sequence within one chunk: rows [row, row + n) of the batch.
   struct Part {
+    const HydraStateLayout* layout;
     float* state;
     int64_t row, n, position;
     int64_t decisions;  // of its chunk: index into decisions_, see decide()
+    const HydraBlockState& block(int64_t layer) const { return layout->blocks[static_cast<size_t>(layer)]; }
     bool begins_chunk(int64_t chunk_len) const { return position % chunk_len == 0; }
     bool ends_chunk(int64_t chunk_len) const { return (position + n) % chunk_len == 0; }
   };
@@ -49,12 +51,12 @@ class HydraEngineModel final : public Model {
     std::vector<ActBlock> blocks;         // the input of the next product, quantised
   };
 
-  void begin_sequence(float* state);
+  void begin_sequence(const HydraStateLayout& layout, float* state);
   void decide(const HydraBlockWeights& w, const HydraBlockState& b, const Part& part);
-  void run_ssm(const HydraBlockWeights& w, const HydraBlockState& b);
-  void run_attention(const HydraBlockWeights& w, const HydraBlockState& b);
+  void run_ssm(const HydraBlockWeights& w, int64_t layer);
+  void run_attention(const HydraBlockWeights& w, int64_t layer);
   void attend_head(const HydraBlockState& b, const Part& part, int64_t kv_head, int thread);
-  void run_workspace(const HydraBlockWeights& w, const HydraBlockState& b);
+  void run_workspace(const HydraBlockWeights& w, int64_t layer);
   void write_slots(const HydraBlockWeights& w, const HydraBlockState& b, float* state);
   void project_slots(const HydraBlockWeights& w, const HydraBlockState& b, float* state);
   void run_experts(const HydraBlockWeights& w);
@@ -69,8 +71,7 @@ class HydraEngineModel final : public Model {
   MatmulInput input(const float* values, int64_t n_tokens, int64_t d_in);
   void multiply(const MatmulInput& x, const PackedMatrix& weight, float* out);
 
-  HydraConfig hydra_;
-  HydraStateLayout layout_;
+  const HydraConfig hydra_;
   OpContext& context_;
   HydraWeights weights_;
   Activations act_;

@@ -45,6 +45,7 @@ struct HydraConfig {
   int64_t d_conv_channels() const { return d_inner + 2 * d_state; }                 // x, B, C
   int64_t d_ssm_in() const { return d_inner + d_conv_channels() + n_ssm_heads(); }  // z, (x, B, C), dt
   bool has_attention(int64_t layer) const { return attention_every > 0 && (layer + 1) % attention_every == 0; }
+  int64_t n_attention_layers() const { return attention_every > 0 ? n_layers / attention_every : 0; }
   bool has_moe(int64_t layer) const { return moe_every > 0 && (layer + 1) % moe_every == 0; }
   bool has_workspace(int64_t layer) const { return n_slots > 0 && has_attention(layer); }
   bool has_pkm(int64_t layer) const;

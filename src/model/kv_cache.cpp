@@ -27,14 +27,14 @@ KvLayout::KvLayout(const ModelConfig& config, const SpanPlan& plan, int64_t leng
       n_kv_heads(config.n_kv_heads),
       head_dim(config.head_dim) {
   POLYSPAN_CHECK(length >= 1);
-  if (config.state_bytes > 0) {  // of a fixed size: no head has a cache
-    if (!plan.is_dense())
-      throw Error::unsupported("plans do not apply to ", config.architecture,
-                               " models yet: their attention has a fixed window");
-    bytes = config.state_bytes;
+  const SpanTable table = plan.spans(length);
+  if (config.hydra) {
+    if (!plan.is_dense() && config.hydra->n_attention_layers() == 0)
+      throw Error::unsupported("this model has no attention: there are no heads for a plan");
+    state = std::make_shared<const HydraStateLayout>(*config.hydra, table.kv_head_spans);
+    bytes = state->bytes();
     return;
   }
-  const SpanTable table = plan.spans(length);
   const int64_t d_padded = kv_head_dim_padded(head_dim);
   const int64_t window = config.sliding_window > 0 ? config.sliding_window : length;  // no head sees further
   for (int64_t layer = 0; layer < n_layers; ++layer) {

@@ -11,6 +11,7 @@
 
 #include "core/huge_buffer.h"
 #include "model/config.h"
+#include "model/hydra_state.h"
 #include "ops/kernels.h"
 #include "ops/span_attention.h"
 #include "plan/span_plan.h"
@@ -36,13 +37,15 @@ struct KvHeadLayout {
 
 // The layout of all heads for one planned length: what `inspect` prints before anything is allocated.
 struct KvLayout {
+  // Throws Error (kUnsupported) for a plan with spans where the model has no attention.
   KvLayout(const ModelConfig& config, const SpanPlan& plan, int64_t planned_length, KvType type);
   KvType type;
   int64_t planned_length, n_layers, n_heads, n_kv_heads, head_dim;
   int64_t bytes = 0;
-  std::vector<KvHeadLayout> heads;   // [n_layers * n_kv_heads]
-  std::vector<AttentionSpan> spans;  // [n_layers * n_heads]
-  std::string describe() const;      // "a f16 KV cache for 4096 tokens"
+  std::vector<KvHeadLayout> heads;                // [n_layers * n_kv_heads]
+  std::vector<AttentionSpan> spans;               // [n_layers * n_heads]
+  std::shared_ptr<const HydraStateLayout> state;  // of a Hydra model, in place of the two above
+  std::string describe() const;                   // "a f16 KV cache for 4096 tokens"
   const KvHeadLayout& head(int64_t layer, int64_t kv_head) const {
     return heads[static_cast<size_t>(layer * n_kv_heads + kv_head)];
   }

@@ -139,9 +139,9 @@ class PlanReader final : public nlohmann::json_sax<Json> {
   static bool is_between_tokens(char c) { return kBetweenTokens.find(c) != std::string_view::npos; }
 
   static bool is_known(std::string_view key) {
-    static constexpr std::string_view kKeys[] = {"alphas",     "betas",     "sink",          "n_heads",
-                                                 "n_kv_heads", "model",     "created_by",    "density",
-                                                 "lengths",    "influence", "format_version"};
+    static constexpr std::string_view kKeys[] = {"alphas", "betas",      "sink",          "n_heads", "n_kv_heads",
+                                                 "model",  "created_by", "density",       "lengths", "influence",
+                                                 "window", "span_step",  "format_version"};
     return std::find(std::begin(kKeys), std::end(kKeys), key) != std::end(kKeys);
   }
   bool seen(std::string_view key) const { return std::find(seen_.begin(), seen_.end(), key) != seen_.end(); }
@@ -159,6 +159,8 @@ class PlanReader final : public nlohmann::json_sax<Json> {
     }
     if (key_ == "sink") return "an integer from 0 to " + std::to_string(kMaxSinkTokens) + " (tokens)";
     if (key_ == "n_heads" || key_ == "n_kv_heads") return "an integer from 1 to " + std::to_string(kMaxPlanHeads);
+    if (key_ == "window" || key_ == "span_step")
+      return "an integer from 1 to " + std::to_string(kMaxWindow) + " (tokens)";
     if (key_ == "format_version") return "a positive integer";
     if (key_ == "density") return "a number above 0, at most 1";
     if (key_ == "lengths") return depth_ == 1 ? "an array of lengths" : "a positive integer (tokens)";
@@ -217,6 +219,10 @@ class PlanReader final : public nlohmann::json_sax<Json> {
     } else if (key_ == "density") {
       if (!value.is_number() || !(value.number > 0 && value.number <= 1)) wrong(value.found);
       plan_.info.density = value.number;
+    } else if (key_ == "window" || key_ == "span_step") {
+      const int64_t tokens = positive(value);
+      if (tokens == 0 || tokens > kMaxWindow) wrong(value.found);
+      (key_ == "window" ? plan_.window : plan_.span_step) = tokens;
     } else if (key_ == "sink") {
       if (value.kind != Scalar::Kind::kInteger || value.integer < 0 || value.integer > kMaxSinkTokens)
         wrong(value.found);
@@ -292,6 +298,8 @@ std::string write_plan_file(const PlanFile& plan) {
   if (plan.n_sink_tokens) out << ",\n  \"sink\": " << *plan.n_sink_tokens;
   if (plan.n_heads) out << ",\n  \"n_heads\": " << *plan.n_heads;
   if (plan.n_kv_heads) out << ",\n  \"n_kv_heads\": " << *plan.n_kv_heads;
+  if (plan.window) out << ",\n  \"window\": " << *plan.window;
+  if (plan.span_step) out << ",\n  \"span_step\": " << *plan.span_step;
   if (!info.lengths.empty()) out << ",\n  \"lengths\": " << dumped(Json(info.lengths));
   if (info.density) out << ",\n  \"density\": " << dumped(Json(*info.density));
   if (!info.influence.empty()) out << ",\n  \"influence\": " << dumped(Json(info.influence));

@@ -18,12 +18,14 @@ inline constexpr int64_t kMaxPlanLayers = 4096;      // far above any model: bou
 inline constexpr int64_t kMaxPlanHeads = 1ll << 16;  // of a layer
 inline constexpr int64_t kMaxPlanRules = 1ll << 22;
 inline constexpr int64_t kMaxSinkTokens = 1ll << 20;
+inline constexpr int64_t kMaxWindow = 1ll << 20;
 
 // What a plan file says. Every number has been checked by itself (finite, in its range); nothing has been compared with
 // anything else yet, so alphas and betas may still differ in shape.
 struct PlanFile {
   std::vector<std::vector<double>> alphas, betas;  // [n_layers][query heads or KV heads]
   std::optional<int64_t> n_sink_tokens, n_heads, n_kv_heads;
+  std::optional<int64_t> window, span_step;  // of a model whose heads have windows
   SpanPlan::Info info;
 };
 

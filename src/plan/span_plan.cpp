@@ -23,6 +23,8 @@ bool is_dense_rule(const SpanRule& rule, int64_t n_sink_tokens) {
 }
 
 void check_shape(const HeadShape& shape) {
+  POLYSPAN_CHECK(shape.window == 0 || (shape.span_step >= 1 && shape.window % shape.span_step == 0),
+                 "a window's steps");
   if (shape.n_layers < 1 || shape.n_heads < 1 || shape.n_kv_heads < 1 || shape.n_heads % shape.n_kv_heads != 0)
     throw Error::bad_input("a plan for ", shape.n_layers, " layers of ", shape.n_heads, " heads and ", shape.n_kv_heads,
                            " KV heads: wanted at least one of each, and a whole number of heads for each KV head");
@@ -73,7 +75,14 @@ HeadShape fit_shape(const PlanFile& file, int64_t n_entries, const std::filesyst
   if (model) {
     if (n_layers != model->n_layers)
       throw Error::bad_file(name, "found rules for ", n_layers, " layers, wanted ", model->n_layers,
-                            " as the model has");
+                            model->window > 0 ? ", one for each block with attention" : " as the model has");
+    if (file.window) check_equal(name, "window", *file.window, model->window);
+    if (model->window > 0 && n_entries != model->n_kv_heads)
+      throw Error::bad_file(name, "alphas, layer 0: found ", n_entries, " heads, wanted ", model->n_kv_heads,
+                            ": the heads of this model have spans by KV head");
+    if (model->window > 0 && file.n_sink_tokens.value_or(0) > 0)
+      throw Error::bad_file(name, "sink: found ", *file.n_sink_tokens,
+                            ", wanted 0: this model keeps global tokens in place of the first ones");
     if (file.n_heads) check_equal(name, "n_heads", *file.n_heads, model->n_heads);
     if (file.n_kv_heads) check_equal(name, "n_kv_heads", *file.n_kv_heads, model->n_kv_heads);
     if (n_entries != model->n_heads && n_entries != model->n_kv_heads)
@@ -89,7 +98,11 @@ HeadShape fit_shape(const PlanFile& file, int64_t n_entries, const std::filesyst
   if (n_layers * n_heads > kMaxPlanRules)
     throw Error::bad_file(name, "found ", n_layers, " layers of ", n_heads, " heads, wanted at most ", kMaxPlanRules,
                           " heads in all");
-  return {n_layers, n_heads, n_kv_heads};
+  HeadShape shape{n_layers, n_heads, n_kv_heads};
+  shape.window = file.window.value_or(0), shape.span_step = file.span_step.value_or(1);
+  if (shape.window % shape.span_step != 0)
+    throw Error::bad_file(name, "window: found ", shape.window, ", wanted a multiple of span_step, ", shape.span_step);
+  return shape;
 }
 
 }  // namespace
@@ -100,6 +113,11 @@ int64_t SpanRule::span(int64_t planned_length) const {
   const double span = std::clamp(std::floor(alpha + beta * length), static_cast<double>(kBlockTokens),
                                  std::max(length, static_cast<double>(kBlockTokens)));
   return std::min(static_cast<int64_t>(span), planned_length);
+}
+
+int64_t HeadShape::span(const SpanRule& rule, int64_t planned_length) const {
+  const int64_t span = rule.span(plan_length(planned_length));
+  return window > 0 ? std::max(span / span_step, int64_t{1}) * span_step : span;
 }
 
 bool SpanTable::per_kv_head() const {
@@ -114,6 +132,10 @@ bool SpanTable::per_kv_head() const {
 SpanPlan SpanPlan::dense(const HeadShape& shape) {
   check_shape(shape);
   return from_rules(shape, same_rule(shape, kDenseRule), /*per_query_head=*/false);
+}
+
+SpanPlan SpanPlan::uniform(const HeadShape& shape, double density) {
+  return uniform(shape, density, shape.default_sink());
 }
 
 SpanPlan SpanPlan::uniform(const HeadShape& shape, double density, int64_t n_sink_tokens) {
@@ -152,8 +174,9 @@ SpanPlan SpanPlan::parse(std::string_view json, const std::filesystem::path& nam
       rules[layer].push_back(rule);
     }
   const bool per_query_head = n_entries != fitted.n_kv_heads;
-  SpanPlan plan = from_rules(fitted, std::move(rules), per_query_head, file.n_sink_tokens.value_or(kDefaultSinkTokens));
-  plan.names_sink_ = file.n_sink_tokens.has_value();
+  SpanPlan plan =
+      from_rules(fitted, std::move(rules), per_query_head, file.n_sink_tokens.value_or(fitted.default_sink()));
+  plan.names_sink_ = file.n_sink_tokens.has_value() || fitted.window > 0;
   plan.info_ = std::move(file.info);
   return plan;
 }
@@ -182,6 +205,7 @@ std::string SpanPlan::to_json() const {
   file.n_sink_tokens = n_sink_tokens_;
   file.n_heads = shape_.n_heads;
   file.n_kv_heads = shape_.n_kv_heads;
+  if (shape_.window > 0) file.window = shape_.window, file.span_step = shape_.span_step;
   file.info = info_;
   for (const auto& row : rules_) {
     auto& alphas = file.alphas.emplace_back();
@@ -223,7 +247,7 @@ SpanTable SpanPlan::spans(int64_t planned_length) const {
     auto& kv_spans = table.kv_head_spans.emplace_back(n_kv_heads, 0);
     for (size_t head = 0; head < n_heads; ++head) {
       const size_t kv_head = head / group;
-      query_spans[head] = row[per_query_head_ ? head : kv_head].span(planned_length);
+      query_spans[head] = shape_.span(row[per_query_head_ ? head : kv_head], planned_length);
       kv_spans[kv_head] = std::max(kv_spans[kv_head], query_spans[head]);
     }
   }
@@ -231,25 +255,28 @@ SpanTable SpanPlan::spans(int64_t planned_length) const {
 }
 
 double SpanPlan::density(int64_t length) const {
+  const int64_t whole = shape_.plan_length(length);
   double kept = 0;  // KV tokens over all KV heads
   for (const auto& row : spans(length).kv_head_spans)
-    for (const int64_t span : row) kept += static_cast<double>(std::min(length, n_sink_tokens_ + span));
-  return kept / (static_cast<double>(length) * static_cast<double>(shape_.n_layers * shape_.n_kv_heads));
+    for (const int64_t span : row) kept += static_cast<double>(std::min(whole, n_sink_tokens_ + span));
+  return kept / (static_cast<double>(whole) * static_cast<double>(shape_.n_layers * shape_.n_kv_heads));
 }
 
 double SpanPlan::density_without_sink(int64_t length) const {
+  const int64_t whole = shape_.plan_length(length);
   double kept = 0;
   for (const auto& row : spans(length).kv_head_spans)
-    for (const int64_t span : row) kept += static_cast<double>(std::min(length, span));
-  return kept / (static_cast<double>(length) * static_cast<double>(shape_.n_layers * shape_.n_kv_heads));
+    for (const int64_t span : row) kept += static_cast<double>(std::min(whole, span));
+  return kept / (static_cast<double>(whole) * static_cast<double>(shape_.n_layers * shape_.n_kv_heads));
 }
 
 double SpanPlan::mean_relative_span(int64_t length) const {
   check_length(length);
+  const int64_t whole = shape_.plan_length(length);
   double sum = 0;
   for (const auto& row : rules_)
-    for (const SpanRule& rule : row) sum += static_cast<double>(rule.span(length));
-  return sum / (static_cast<double>(length) * static_cast<double>(shape_.n_layers * rules_per_layer()));
+    for (const SpanRule& rule : row) sum += static_cast<double>(shape_.span(rule, length));
+  return sum / (static_cast<double>(whole) * static_cast<double>(shape_.n_layers * rules_per_layer()));
 }
 
 }  // namespace polyspan

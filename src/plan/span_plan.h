@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace polyspan {
@@ -26,9 +27,18 @@ inline constexpr SpanRule kDenseRule{0, 1};
 
 // The heads of a model that a plan must fit.
 struct HeadShape {
-  int64_t n_layers = 0;
+  int64_t n_layers = 0;  // that have attention
   int64_t n_heads = 0;
   int64_t n_kv_heads = 0;
+  // Where every head has a window, whatever the input's length (Hydra): a plan's length is then this window, its spans are
+  // whole steps of it, and there are no sink tokens. 0: no window.
+  int64_t window = 0;
+  int64_t span_step = 1;
+
+  int64_t plan_length(int64_t length) const { return window > 0 ? window : length; }
+  int64_t default_sink() const { return window > 0 ? 0 : kDefaultSinkTokens; }
+  // Of a head with this rule, in tokens. Rounded down to a whole step, at least one.
+  int64_t span(const SpanRule& rule, int64_t planned_length) const;
 };
 
 // Spans in tokens for one planned length: [n_layers][n_kv_heads] (what a KV head's cache must keep: the longest span of
@@ -48,7 +58,8 @@ class SpanPlan {
   static SpanPlan dense(const HeadShape& shape);
   // The StreamingLLM-like plan of one density for all heads: sink + span = density * N, so that the *density* (sink
   // included) is `density` at every length. REQUIRES (else Error kBadInput): 0 < density <= 1.
-  static SpanPlan uniform(const HeadShape& shape, double density, int64_t n_sink_tokens = kDefaultSinkTokens);
+  static SpanPlan uniform(const HeadShape& shape, double density);
+  static SpanPlan uniform(const HeadShape& shape, double density, int64_t n_sink_tokens);
   // `spec` is "dense", "uniform:DENSITY" or the path of a plan file; checks that the plan fits `shape`.
   static SpanPlan from_spec(const std::string& spec, const HeadShape& shape);
   // Reads a plan file: JSON with alphas and betas [layers][query heads or KV heads], and optional further keys (format
@@ -90,7 +101,10 @@ class SpanPlan {
   void set_info(Info info) { info_ = std::move(info); }
   // Builds a plan from rules: [n_layers][n_heads] or [n_layers][n_kv_heads].
   static SpanPlan from_rules(const HeadShape& shape, std::vector<std::vector<SpanRule>> rules, bool per_query_head,
-                             int64_t n_sink_tokens = kDefaultSinkTokens);
+                             int64_t n_sink_tokens);
+  static SpanPlan from_rules(const HeadShape& shape, std::vector<std::vector<SpanRule>> rules, bool per_query_head) {
+    return from_rules(shape, std::move(rules), per_query_head, shape.default_sink());
+  }
 
  private:
   HeadShape shape_;

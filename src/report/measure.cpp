@@ -95,7 +95,7 @@ void check_same_model(const RunModel& run_model, const GgufFile& file) {
                              " as the model that the run was made for");
   };
   if (!run_model.architecture.empty()) check("architecture", config.architecture, run_model.architecture);
-  check("layers:", config.n_layers, run_model.n_layers);
+  check("layers:", config.head_shape().n_layers, run_model.n_layers);
   check("heads:", config.n_heads, run_model.n_heads);
   check("KV heads:", config.n_kv_heads, run_model.n_kv_heads);
   check("dimensions of a head:", config.head_dim, run_model.head_dim);

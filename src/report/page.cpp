@@ -1,6 +1,7 @@
 #include "report/page.h"
 
 #include <algorithm>
+#include <numeric>
 #include <sstream>
 
 #include "model/kv_cache.h"
@@ -79,6 +80,11 @@ std::string density_heading(const DensityResult& result) {
 }
 
 int64_t cache_bytes(const RunModel& model, const SpanPlan& plan, int64_t length) {
+  if (model.window > 0) {  // float32 keys and values of the windows; the rest of the state is the same under every plan
+    int64_t kept = 0;
+    for (const auto& row : plan.spans(length).kv_head_spans) kept = std::accumulate(row.begin(), row.end(), kept);
+    return kept * model.head_dim * 2 * static_cast<int64_t>(sizeof(float));
+  }
   ModelConfig shape;
   shape.n_layers = model.n_layers;
   shape.n_heads = model.n_heads;

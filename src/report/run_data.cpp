@@ -39,6 +39,9 @@ RunModel read_model(const JsonValue& from) {
     from.at("n_heads").wrong("at most " + std::to_string(kMaxPlanRules) + " heads in all layers");
   model.head_dim = from.at("head_dim").integer(1, 512);
   model.context_length = from.at("context_length").integer(1, kMaxLength);
+  if (const auto window = from.find("window")) model.window = window->integer(1, kMaxWindow);
+  if (const auto step = from.find("span_step")) model.span_step = step->integer(1, kMaxWindow);
+  if (model.window % model.span_step != 0) from.at("window").wrong("a multiple of span_step");
   return model;
 }
 

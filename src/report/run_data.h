@@ -17,7 +17,8 @@ namespace polyspan::report {
 struct RunModel {
   std::string name, file, fingerprint, architecture, quantization;
   int64_t n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, context_length = 0;
-  HeadShape shape() const { return {n_layers, n_heads, n_kv_heads}; }
+  int64_t window = 0, span_step = 1;  // of heads with windows (Hydra)
+  HeadShape shape() const { return {n_layers, n_heads, n_kv_heads, window, span_step}; }
 };
 
 struct RunOptions {

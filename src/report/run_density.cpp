@@ -192,7 +192,7 @@ std::optional<std::vector<double>> plan_losses(const SpanPlan& plan, const Searc
     for (int64_t layer = 0; layer < shape.n_layers; ++layer)
       for (int64_t head = 0; head < per_layer; ++head) {
         const SpanRule& rule = plan.rule(layer, head / group);
-        sum += curve.at(layer * per_layer + head, static_cast<double>(rule.span(curve.length)));
+        sum += curve.at(layer * per_layer + head, static_cast<double>(shape.span(rule, curve.length)));
       }
     losses.push_back(sum);
   }

@@ -1,0 +1,347 @@
+// The Hydra model in the engine: causal to the bit, the same however a prompt is cut and batched, under plans too. What
+// training computes it is held to where LibTorch is (hydra/trainer_test.cpp).
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "core/error.h"
+#include "model/hydra_profiler.h"
+#include "model/hydra_test_util.h"
+
+namespace polyspan {
+namespace {
+using namespace testing_util;
+
+const std::vector<std::vector<double>> kMixed = {{64, 112}, {128, 80}};
+
+std::string message_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(HydraEngine, IsCausalToTheBit) {
+  const TinyHydra tiny(tiny_hydra_config());
+  const int64_t n = 180, vocab = 260;
+  const std::vector<int32_t> tokens = random_bytes(n, 1);
+  for (const SpanPlan& plan : {SpanPlan::dense(tiny.shape()), tiny.plan(kMixed)}) {
+    const std::vector<float> before = tiny.run(plan, tokens);
+    for (const int64_t changed : {0, 1, 15, 16, 17, 63, 64, 100, 127, 128, 144, 179}) {
+      std::vector<int32_t> others = tokens;
+      others[static_cast<size_t>(changed)] = (tokens[static_cast<size_t>(changed)] + 101) % 256;
+      const std::vector<float> after = tiny.run(plan, others);
+      EXPECT_TRUE(std::equal(before.begin(), before.begin() + changed * vocab, after.begin())) << "token " << changed;
+      EXPECT_FALSE(std::equal(before.begin() + changed * vocab, before.begin() + (changed + 1) * vocab,
+                              after.begin() + changed * vocab))
+          << "token " << changed;
+    }
+  }
+}
+
+TEST(HydraEngine, APromptIsTheSameHoweverItIsCut) {
+  const TinyHydra tiny(tiny_hydra_config());
+  const std::vector<int32_t> tokens = random_bytes(300, 2);
+  for (const SpanPlan& plan : {SpanPlan::dense(tiny.shape()), tiny.plan(kMixed)}) {
+    const std::vector<float> whole = tiny.run(plan, tokens);
+    for (const int64_t cut : {1, 2, 7, 15, 16, 17, 33, 64, 129, 255, 299})
+      EXPECT_TRUE(tiny.run(plan, tokens, cut) == whole) << "cut every " << cut << " tokens";
+  }
+}
+
+TEST(HydraEngine, ThreadsAndNeighboursChangeNoBit) {
+  const TinyHydra tiny(tiny_hydra_config()), alone(tiny_hydra_config(), /*n_threads=*/1);
+  const SpanPlan plans[] = {tiny.plan(kMixed), SpanPlan::dense(tiny.shape()), SpanPlan::uniform(tiny.shape(), 0.5)};
+  const std::vector<int32_t> tokens = random_bytes(3 * 170, 3);
+  std::vector<KvCache> caches;
+  for (const SpanPlan& plan : plans) caches.push_back(tiny.cache(plan));
+  // Of three sequences, each with a plan of its own, pieces of 1, 20, 150 and 169, 150, 20 tokens in turn.
+  std::vector<std::vector<float>> rows(3);
+  int64_t done[3] = {};
+  for (const std::vector<int64_t>& pieces : {std::vector<int64_t>{1, 20, 150}, {169, 150, 20}}) {
+    std::vector<int32_t> batch;
+    std::vector<BatchSequence> sequences;
+    std::vector<int64_t> all;
+    for (int64_t s = 0; s < 3; ++s) {
+      sequences.push_back({&caches[static_cast<size_t>(s)], std::ssize(batch), pieces[static_cast<size_t>(s)]});
+      const auto from = tokens.begin() + s * 170 + done[s];
+      batch.insert(batch.end(), from, from + pieces[static_cast<size_t>(s)]);
+      done[s] += pieces[static_cast<size_t>(s)];
+    }
+    for (int64_t row = 0; row < std::ssize(batch); ++row) all.push_back(row);
+    std::vector<float> logits(batch.size() * 260);
+    tiny.model->forward({batch, sequences});
+    tiny.model->logits(all, logits.data());
+    for (size_t s = 0; s < 3; ++s) {
+      const auto from = logits.begin() + sequences[s].first_row * 260;
+      rows[s].insert(rows[s].end(), from, from + sequences[s].n_rows * 260);
+    }
+  }
+  for (size_t s = 0; s < 3; ++s)
+    EXPECT_TRUE(rows[s] == alone.run(plans[s], std::span(tokens).subspan(s * 170, 170))) << "sequence " << s;
+}
+
+TEST(HydraEngine, ASavedStateGoesOn) {
+  const TinyHydra tiny(tiny_hydra_config());
+  const std::vector<int32_t> tokens = random_bytes(260, 4);
+  for (const SpanPlan& plan : {SpanPlan::dense(tiny.shape()), tiny.plan(kMixed)})
+    for (const size_t at : {1, 100, 128, 150}) {
+      KvCache first = tiny.cache(plan), second = tiny.cache(plan);
+      tiny.run(first, std::span(tokens).first(at), 512);
+      const std::vector<std::byte> saved(first.saved().begin(), first.saved().end());
+      const std::vector<float> expected = tiny.run(first, std::span(tokens).subspan(at), 512);
+      second.restore(saved, static_cast<int64_t>(at));
+      EXPECT_TRUE(tiny.run(second, std::span(tokens).subspan(at), 19) == expected) << "saved at " << at;
+    }
+}
+
+// What a plan means: a model whose heads all have the span S is the model of window S, to the bit.
+TEST(HydraPlan, AUniformPlanIsTheModelOfThatWindow) {
+  const HydraConfig config = tiny_hydra_config();
+  const TinyHydra whole(config);
+  HydraConfig narrow = config;
+  narrow.window = 64;
+  const TinyHydra other(narrow);
+  const std::vector<int32_t> tokens = random_bytes(400, 5);
+  const std::vector<float> planned = whole.run(SpanPlan::uniform(whole.shape(), 0.5), tokens);
+  EXPECT_TRUE(planned == other.run(SpanPlan::dense(other.shape()), tokens));
+  EXPECT_FALSE(planned == whole.run(SpanPlan::dense(whole.shape()), tokens));
+}
+
+// Attention of one block in double, with the masks that the definition gives.
+class MaskReference {
+ public:
+  MaskReference(const HydraConfig& config, const HydraTensors& tensors) : c_(config), w_(tensors) {}
+
+  // spans: [n_kv_heads]. Logits [n_tokens, vocab_size].
+  std::vector<double> logits(const std::vector<int32_t>& tokens, const std::vector<double>& spans) const {
+    const int64_t n = std::ssize(tokens), d = c_.d_model;
+    Rows x, normed;
+    for (const int32_t token : tokens) {
+      const float* const row = w_.at("token_embd.weight").data() + token * d;
+      x.emplace_back(row, row + d);
+      normed.push_back(norm(x.back(), "blk.0.norm.weight"));
+    }
+    const Rows q = rotated(times(normed, "blk.0.attn_q.weight"), 1 / std::sqrt(static_cast<double>(c_.head_dim))),
+               k = rotated(times(normed, "blk.0.attn_k.weight"), 1), v = times(normed, "blk.0.attn_v.weight");
+    std::vector<double> scores;
+    for (const auto& row : times(normed, "blk.0.attn_score.weight"))
+      scores.push_back(row[0] + static_cast<double>(w_.at("blk.0.attn_score.bias")[0]));
+    Rows attention(static_cast<size_t>(n), std::vector<double>(static_cast<size_t>(c_.n_heads * c_.head_dim)));
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t head = 0; head < c_.n_heads; ++head) {
+        const int64_t kv_head = head * c_.n_kv_heads / c_.n_heads;
+        const std::vector<std::pair<int64_t, double>> seen = visible(t, spans[static_cast<size_t>(kv_head)], scores);
+        double total = 0, largest = -INFINITY;
+        std::vector<double> logit;
+        for (const auto& [j, bias] : seen) {
+          double sum = bias;
+          for (int64_t i = 0; i < c_.head_dim; ++i)
+            sum += at(q, t, head * c_.head_dim + i) * at(k, j, kv_head * c_.head_dim + i);
+          logit.push_back(sum), largest = std::max(largest, sum);
+        }
+        for (double& value : logit) total += value = std::exp(value - largest);
+        for (size_t s = 0; s < seen.size(); ++s)
+          for (int64_t i = 0; i < c_.head_dim; ++i)
+            attention[static_cast<size_t>(t)][static_cast<size_t>(head * c_.head_dim + i)] +=
+                logit[s] / total * at(v, seen[s].first, kv_head * c_.head_dim + i);
+      }
+    const Rows out = times(attention, "blk.0.attn_output.weight");
+    std::vector<double> all;
+    for (int64_t t = 0; t < n; ++t) {
+      for (int64_t i = 0; i < d; ++i) x[static_cast<size_t>(t)][static_cast<size_t>(i)] += at(out, t, i);
+      const Rows last = times({norm(x[static_cast<size_t>(t)], "output_norm.weight")}, "token_embd.weight");
+      all.insert(all.end(), last[0].begin(), last[0].end());
+    }
+    return all;
+  }
+
+ private:
+  using Rows = std::vector<std::vector<double>>;
+  static double at(const Rows& rows, int64_t row, int64_t i) {
+    return rows[static_cast<size_t>(row)][static_cast<size_t>(i)];
+  }
+  std::vector<double> norm(const std::vector<double>& x, const char* weight) const {
+    double squares = 0;
+    for (const double value : x) squares += value * value;
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(x.size()) + c_.norm_eps);
+    std::vector<double> out;
+    for (size_t i = 0; i < x.size(); ++i) out.push_back(x[i] * scale * static_cast<double>(w_.at(weight)[i]));
+    return out;
+  }
+  Rows times(const Rows& x, const char* weight) const {
+    const std::vector<float>& matrix = w_.at(weight);
+    const size_t d_in = x[0].size();
+    Rows out;
+    for (const auto& row : x) {
+      std::vector<double>& y = out.emplace_back(matrix.size() / d_in);
+      for (size_t o = 0; o < y.size(); ++o)
+        for (size_t i = 0; i < d_in; ++i) y[o] += row[i] * static_cast<double>(matrix[o * d_in + i]);
+    }
+    return out;
+  }
+  Rows rotated(Rows x, double scale) const {
+    for (size_t t = 0; t < x.size(); ++t)
+      for (size_t i = 0; i < x[t].size(); i += 2) {
+        const double pair = static_cast<double>(static_cast<int64_t>(i) % c_.head_dim),
+                     angle = static_cast<double>(t) * std::pow(c_.rope_base, -pair / static_cast<double>(c_.head_dim)),
+                     a = x[t][i], b = x[t][i + 1];
+        x[t][i] = scale * (a * std::cos(angle) - b * std::sin(angle));
+        x[t][i + 1] = scale * (a * std::sin(angle) + b * std::cos(angle));
+      }
+    return x;
+  }
+  // The keys that a query sees, with what is added to their logits: the newest `span`, and the n_global best of the tokens
+  // whose chunks had begun to leave these when the query's chunk began.
+  std::vector<std::pair<int64_t, double>> visible(int64_t t, double span_tokens,
+                                                  const std::vector<double>& scores) const {
+    const auto span = static_cast<int64_t>(span_tokens);
+    std::vector<std::pair<int64_t, double>> seen;
+    for (int64_t j = std::max<int64_t>(0, t - span + 1); j <= t; ++j) seen.emplace_back(j, 0.0);
+    const int64_t chunk = t / c_.chunk_len,
+                  n_left = std::max<int64_t>(0, (chunk - span / c_.chunk_len + 1) * c_.chunk_len);
+    std::vector<std::pair<double, int64_t>> left;
+    for (int64_t j = 0; j < n_left; ++j) left.emplace_back(-scores[static_cast<size_t>(j)], j);
+    std::sort(left.begin(), left.end());
+    left.resize(std::min(left.size(), static_cast<size_t>(c_.n_global)));
+    for (const auto& [score, j] : left)
+      if (t - j >= span) seen.emplace_back(j, -score);
+    return seen;
+  }
+
+  const HydraConfig& c_;
+  const HydraTensors& w_;
+};
+
+TEST(HydraPlan, EqualsTheMask) {
+  const HydraConfig config = attention_only_config();
+  HydraTensors tensors = random_hydra_tensors(config, 6);
+  for (const char* name : {"blk.0.controller_up.weight", "blk.0.controller_up.bias"})
+    std::fill(tensors.at(name).begin(), tensors.at(name).end(), 0.0f);  // multipliers are 1
+  tensors.at("blk.0.path_scales")[1] = 1;
+  const TinyHydra tiny(config, tensors);
+  const std::vector<int32_t> tokens = random_bytes(330, 7);
+  const MaskReference reference(config, tensors);
+  std::vector<float> last;
+  for (const std::vector<double>& spans : {std::vector<double>{128, 128}, {64, 128}, {96, 64}, {80, 80}}) {
+    const std::vector<float> logits = tiny.run(tiny.plan({spans}), tokens);
+    const std::vector<double> expected = reference.logits(tokens, spans);
+    double worst = 0, largest = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - expected[i]));
+      largest = std::max(largest, std::abs(expected[i]));
+    }
+    EXPECT_LT(worst, 1e-4 * largest) << spans[0] << ", " << spans[1];
+    EXPECT_FALSE(logits == last);
+    last = logits;
+  }
+}
+
+TEST(HydraPlan, StateShrinksWithTheSpans) {
+  const TinyHydra tiny(tiny_hydra_config());
+  const ModelConfig& config = tiny.model->config();
+  const auto bytes = [&](const SpanPlan& plan, int64_t length) {
+    return KvLayout(config, plan, length, KvType::kF16).bytes;
+  };
+  const SpanPlan dense = SpanPlan::dense(tiny.shape()), half = SpanPlan::uniform(tiny.shape(), 0.5);
+  EXPECT_EQ(bytes(dense, 100), HydraStateLayout(*config.hydra).bytes());
+  // Two blocks of two KV heads lose 64 keys and values of 16 floats each; each block 64 scores.
+  EXPECT_EQ(bytes(dense, 100) - bytes(half, 100), 4 * (2 * 2 * 64 * 2 * 16 + 2 * 64));
+  for (const int64_t length : {1, 100, 4096}) {  // a window is the same at every length
+    EXPECT_EQ(bytes(half, length), bytes(half, 100));
+    EXPECT_EQ(half.density(length), 0.5);
+    EXPECT_EQ(dense.density(length), 1.0);
+    EXPECT_EQ(tiny.plan(kMixed).density(length), (64.0 + 112 + 128 + 80) / (4 * 128));
+  }
+  // Whole chunks, never more than the density asked for; the smallest span is a block of 64 tokens.
+  EXPECT_EQ(SpanPlan::uniform(tiny.shape(), 0.7).spans(4096).kv_head_spans[1][1], 80);
+  EXPECT_EQ(SpanPlan::uniform(tiny.shape(), 0.1).spans(4096).kv_head_spans[0][0], 64);
+}
+
+TEST(HydraPlan, SaysWhatDoesNotFit) {
+  const TinyHydra tiny(tiny_hydra_config());
+  const auto refusal = [&](const std::string& json) {
+    return message_of([&] { SpanPlan::parse(json, "p.json", tiny.shape()); });
+  };
+  const std::string rows = "\"alphas\": [[64, 128], [64, 64]], \"betas\": [[0, 0], [0, 0]]";
+  EXPECT_EQ(refusal("{" + rows + "}"), "no error");
+  EXPECT_EQ(refusal("{\"window\": 128, \"span_step\": 16, \"sink\": 0, " + rows + "}"), "no error");
+  EXPECT_EQ(refusal("{\"window\": 256, " + rows + "}"), "p.json: window: found 256, wanted 128 as the model has");
+  EXPECT_EQ(refusal("{\"sink\": 64, " + rows + "}"),
+            "p.json: sink: found 64, wanted 0: this model keeps global tokens in place of the first ones");
+  EXPECT_EQ(refusal("{\"alphas\": [[64, 64]], \"betas\": [[0, 0]]}"),
+            "p.json: found rules for 1 layers, wanted 2, one for each block with attention");
+  EXPECT_EQ(refusal("{\"alphas\": [[64, 64, 64, 64], [64, 64, 64, 64]], \"betas\": [[0, 0, 0, 0], [0, 0, 0, 0]]}"),
+            "p.json: alphas, layer 0: found 4 heads, wanted 2: the heads of this model have spans by KV head");
+  // A plan file comes back with its window, with a model and without.
+  const std::string json = tiny.plan(kMixed).to_json();
+  for (const SpanPlan& read : {SpanPlan::parse(json, "p.json", tiny.shape()), SpanPlan::parse(json, "p.json", {})}) {
+    EXPECT_EQ(read.to_json(), json);
+    EXPECT_EQ(read.density(1 << 20), tiny.plan(kMixed).density(100));
+  }
+  EXPECT_EQ(message_of([&] {
+              SpanPlan::parse(json, "p.json", HeadShape{2, 4, 2});
+            }),
+            "p.json: window: found 128, wanted 0 as the model has");
+
+  HydraConfig config = tiny_hydra_config();
+  config.attention_every = 0, config.n_slots = 0;
+  const TinyHydra without(config);
+  EXPECT_EQ(message_of([&] { without.cache(SpanPlan::uniform(without.shape(), 0.5)); }),
+            "this model has no attention: there are no heads for a plan");
+  EXPECT_EQ(without.run(without.model->config().default_plan(), random_bytes(40, 1)).size(), 40u * 260);
+}
+
+// Each effect is the change of the loss that the plan with this one span changed has.
+TEST(HydraProfiler, EffectsAreTheChangesThemselves) {
+  const TinyHydra tiny(tiny_hydra_config());
+  const std::vector<int32_t> tokens = random_bytes(600, 8);
+  const std::vector<int64_t> targets = {5, 130, 131, 300, 512, 513, 599}, candidates = {64, 96, 128};
+  HydraProfiler profiler(*tiny.model);
+  for (const std::vector<std::vector<double>>& base :
+       {std::vector<std::vector<double>>{{128, 128}, {128, 128}}, kMixed})
+    for (const ProfileLoss loss : {ProfileLoss::kCrossEntropy, ProfileLoss::kLogOdds}) {
+      const auto losses = [&](const SpanPlan& plan) {
+        const std::vector<float> logits = tiny.run(plan, tokens);
+        std::vector<double> values;
+        for (const int64_t t : targets) {
+          const TargetScore score = score_target(logits.data() + (t - 1) * 260, 260, tokens[static_cast<size_t>(t)]);
+          values.push_back(loss == ProfileLoss::kLogOdds ? -score.log_odds : -score.log_probability);
+        }
+        return values;
+      };
+      const std::vector<AttentionSpan> spans = query_spans(tiny.plan(base), 600);
+      const ProfileRequest request{tokens, targets, spans, candidates, loss};
+      EXPECT_EQ(profiler.forward(request).size(), targets.size());
+      const SpanInfluence in = profiler.backward(request);
+      ASSERT_EQ(in.span.size(), 2u * 4 * 3);
+      const std::vector<double> before = losses(tiny.plan(base));
+      for (int64_t layer = 0; layer < 2; ++layer)
+        for (int64_t head = 0; head < 4; ++head)
+          for (int64_t c = 0; c < 3; ++c) {
+            double mean = 0, absolute = 0, square = 0;
+            if (head % 2 == 0) {  // the first of its group
+              std::vector<std::vector<double>> changed = base;
+              changed[static_cast<size_t>(layer)][static_cast<size_t>(head / 2)] =
+                  static_cast<double>(candidates[static_cast<size_t>(c)]);
+              const std::vector<double> after = losses(tiny.plan(changed));
+              for (size_t i = 0; i < targets.size(); ++i) {
+                const double change = after[i] - before[i];
+                mean += change / 7, absolute += std::abs(change) / 7, square += change * change / 7;
+              }
+            }
+            const size_t at = in.at(layer, head, c);
+            EXPECT_NEAR(in.span[at], mean, 1e-12);
+            EXPECT_NEAR(in.span_abs[at], absolute, 1e-12);
+            EXPECT_NEAR(in.span_square[at], square, 1e-12);
+            EXPECT_EQ(in.pairwise[at], 0);
+          }
+      EXPECT_NE(in.span[in.at(0, 2, 0)], 0);
+    }
+}
+
+}  // namespace
+}  // namespace polyspan
