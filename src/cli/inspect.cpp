@@ -33,6 +33,11 @@ std::vector<int64_t> default_lengths(int64_t context) {
   return lengths;
 }
 
+Json spans_json(const SpanPlan& plan, int64_t length) {
+  const SpanTable table = plan.spans(length);
+  return {{"length", length}, {"query_heads", table.query_head_spans}, {"kv_heads", table.kv_head_spans}};
+}
+
 // One line a length: share of the dense cache and bytes.
 Json density_rows(const SpanPlan& plan, const std::vector<int64_t>& lengths, const ModelConfig* config,
                   int64_t head_dim, KvType type) {
@@ -63,8 +68,9 @@ Json density_rows(const SpanPlan& plan, const std::vector<int64_t>& lengths, con
   return rows;
 }
 
-void print_density_rows(const Json& rows) {
-  print("    length   density   of the KV cache   cache bytes\n");
+void print_density_rows(const Json& rows, bool of_windows = false) {
+  print(of_windows ? "    length   density    of the windows   state bytes\n"
+                   : "    length   density   of the KV cache   cache bytes\n");
   for (const Json& row : rows) {
     char line[160];
     std::snprintf(line, sizeof line, "%10lld   %7.3f   %15.3f   %s\n", static_cast<long long>(row["length"]),
@@ -86,36 +92,48 @@ void inspect_model(const InspectOptions& o) {
   } catch (const Error&) {
     chat = "not recognised";
   }
-  const Json document = {{"file", o.path},
-                         {"file_bytes", file.file_bytes()},
-                         {"architecture", config.architecture},
-                         {"name", config.name},
-                         {"n_layers", config.n_layers},
-                         {"n_heads", config.n_heads},
-                         {"n_kv_heads", config.n_kv_heads},
-                         {"head_dim", config.head_dim},
-                         {"d_model", config.d_model},
-                         {"d_ff", config.d_ff},
-                         {"vocab_size", config.vocab_size},
-                         {"context_length", config.context_length},
-                         {"parameters", config.n_parameters},
-                         {"quantisation", config.quantization},
-                         {"rope_base", config.rope.base},
-                         {"rope_linear_scale", config.rope.linear_scale},
-                         {"sliding_window", config.sliding_window},
-                         {"tokenizer", file.find_string("tokenizer.ggml.model").value_or("")},
-                         {"pre_tokenizer", file.find_string("tokenizer.ggml.pre").value_or("")},
-                         {"chat_format", chat},
-                         {"plan", o.plan.empty() ? "dense" : o.plan},
-                         {"kv_type", o.kv},
-                         {"densities", rows}};
+  Json document = {{"file", o.path},
+                   {"file_bytes", file.file_bytes()},
+                   {"architecture", config.architecture},
+                   {"name", config.name},
+                   {"n_layers", config.n_layers},
+                   {"n_heads", config.n_heads},
+                   {"n_kv_heads", config.n_kv_heads},
+                   {"head_dim", config.head_dim},
+                   {"d_model", config.d_model},
+                   {"d_ff", config.d_ff},
+                   {"vocab_size", config.vocab_size},
+                   {"context_length", config.context_length},
+                   {"parameters", config.n_parameters},
+                   {"quantisation", config.quantization},
+                   {"rope_base", config.rope.base},
+                   {"rope_linear_scale", config.rope.linear_scale},
+                   {"sliding_window", config.sliding_window},
+                   {"tokenizer", file.find_string("tokenizer.ggml.model").value_or("")},
+                   {"pre_tokenizer", file.find_string("tokenizer.ggml.pre").value_or("")},
+                   {"chat_format", chat},
+                   {"plan", o.plan.empty() ? "dense" : o.plan},
+                   {"kv_type", o.kv},
+                   {"densities", rows}};
+  if (config.hydra) {  // what a plan gives spans to
+    const HydraConfig& hydra = *config.hydra;
+    document["kv_type"] = "none: the state is float32";
+    document["attention_blocks"] = Json::array();
+    for (int64_t layer = 0; layer < hydra.n_layers; ++layer)
+      if (hydra.has_attention(layer)) document["attention_blocks"].push_back(layer);
+    document["window"] = hydra.window;
+    document["global_tokens"] = hydra.n_global;
+    document["chunk"] = hydra.chunk_len;
+  }
+  if (o.heads) document["spans"] = spans_json(plan, lengths.back());
   if (o.json) return print(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   for (const auto& [key, value] : document.items())
-    if (key != "densities") {
+    if (key != "densities" && key != "spans") {
       const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
       print(key + std::string(key.size() < 20 ? 20 - key.size() : 1, ' ') + text + "\n");
     }
-  print_density_rows(rows);
+  print_density_rows(rows, config.hydra.has_value());
+  if (o.heads) print(document["spans"].dump() + "\n");
 }
 
 void inspect_plan(const InspectOptions& o) {
@@ -143,22 +161,19 @@ void inspect_plan(const InspectOptions& o) {
                    {"n_kv_heads", plan.shape().n_kv_heads},
                    {"per_query_head", plan.per_query_head()},
                    {"sink", plan.n_sink_tokens()},
+                   {"window", plan.shape().window},
                    {"model", plan.info().model_name},
                    {"created_by", plan.info().created_by},
                    {"kv_type", o.kv},
                    {"densities", rows}};
-  if (o.heads) {
-    const SpanTable table = plan.spans(lengths.back());
-    document["spans"] = {
-        {"length", lengths.back()}, {"query_heads", table.query_head_spans}, {"kv_heads", table.kv_head_spans}};
-  }
+  if (o.heads) document["spans"] = spans_json(plan, lengths.back());
   if (o.json) return print(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   for (const auto& [key, value] : document.items())
     if (key != "densities" && key != "spans") {
       const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
       if (!text.empty()) print(key + std::string(key.size() < 20 ? 20 - key.size() : 1, ' ') + text + "\n");
     }
-  print_density_rows(rows);
+  print_density_rows(rows, plan.shape().window > 0);
   if (o.heads) print(document["spans"].dump() + "\n");
 }
 
@@ -189,7 +204,7 @@ void add_inspect(CLI::App& app) {
       ->check(CLI::Range(1, 512));
   command->add_option("--kv", o->kv, "element type of the cache: f16, bf16, q8 or f8 (on a GPU only)")
       ->capture_default_str();
-  command->add_flag("--heads", o->heads, "of a plan: the span of every head at the last length");
+  command->add_flag("--heads", o->heads, "the span of every head at the last length");
   command->add_flag("--json", o->json, "print one JSON document on standard output");
   command->footer(
       "Examples:\n"
