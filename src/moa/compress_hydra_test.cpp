@@ -1,0 +1,115 @@
+// A run of compress on a tiny random Hydra model: spans of its few heads with attention, profiled by forward passes.
+#include <cmath>
+#include <fstream>
+
+#include "eval/eval_test_util.h"
+#include "moa/compress.h"
+#include "moa/search_stage.h"
+#include "model/hydra_test_util.h"
+
+namespace polyspan {
+namespace {
+using namespace testing_util;
+namespace fs = std::filesystem;
+
+class CompressHydra : public testing::Test {
+ protected:
+  CompressHydra() : text_(natural_text(200)) {
+    options_.densities = {0.8, 0.6};
+    options_.lengths = {256, 384};
+    options_.extend = {512};
+    options_.kinds = {"text"};
+    options_.samples = 1, options_.steps = 2, options_.validation_samples = 1;
+    options_.text = text_.path().string();
+    std::string name = (fs::temp_directory_path() / "polyspan-compress-hydra-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw Error::io(name, "no temporary folder");
+    folder_ = name;
+    engine_ = load(tiny_hydra_config());
+  }
+  ~CompressHydra() override {
+    std::error_code ignored;
+    fs::remove_all(folder_, ignored);
+  }
+  std::unique_ptr<Engine> load(const HydraConfig& config) const {
+    const std::vector<std::byte> bytes = hydra_file(config, random_hydra_tensors(config, 1));
+    write_file_atomically(folder_ / "model.gguf",
+                          std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+    return Engine::load(folder_ / "model.gguf", 1);
+  }
+  std::vector<CompressedPlan> run(Engine& engine, const char* folder, const CompressOptions& options) {
+    RunDirectory directory(folder_ / folder);
+    return compress(engine, directory, options, no_progress());
+  }
+  static std::string contents(const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
+  TemporaryFile text_;
+  fs::path folder_;
+  std::unique_ptr<Engine> engine_;
+  CompressOptions options_;
+};
+
+TEST_F(CompressHydra, LeavesPlansThatTheEngineRuns) {
+  const std::vector<CompressedPlan> plans = run(*engine_, "run", options_);
+  ASSERT_EQ(plans.size(), 2u);
+  const HeadShape shape = engine_->config().head_shape();
+  const std::vector<TokenId> tokens = random_bytes(300, 1);
+  int64_t bytes = KvLayout(engine_->config(), SpanPlan::dense(shape), 300, KvType::kF16).bytes;
+  for (const CompressedPlan& plan : plans) {
+    const SpanPlan loaded = SpanPlan::load(plan.file, shape);
+    EXPECT_LE(loaded.density(1), plan.density + 1e-9);
+    EXPECT_GT(loaded.density(1), plan.density - 0.15);
+    for (const auto& [length, density] : plan.densities) EXPECT_EQ(density, loaded.density(length)) << length;
+    const std::unique_ptr<Sequence> sequence = engine_->new_sequence(loaded, 300, KvType::kF16);
+    EXPECT_LT(sequence->cache().bytes(), bytes);
+    bytes = sequence->cache().bytes();
+    const StepRequest request{sequence.get(), tokens};
+    engine_->step({&request, 1});
+  }
+  for (const char* name : {"run.json", "search/0.6.json", "validation/0.6.json", "candidates/0.6/annealed.json",
+                           "candidates/0.6/uniform.json", "candidates/0.6/dense-span-abs.json"})
+    EXPECT_TRUE(fs::is_regular_file(folder_ / "run" / name)) << name;
+  EXPECT_FALSE(fs::exists(folder_ / "run/candidates/0.6/dense-pairwise.json"));  // was not profiled
+  run(*engine_, "again", options_);
+  fs::remove(folder_ / "again/plans/0.6.json");
+  fs::remove(folder_ / "again/validation/0.6.json");
+  fs::remove(folder_ / "again" / RunDirectory::profile_name("dense", "384/text/0"));
+  run(*engine_, "again", options_);  // resumes
+  for (const char* name : {"plans/0.8.json", "plans/0.6.json", "search/0.6.json", "samples.jsonl"})
+    EXPECT_TRUE(contents(folder_ / "run" / name) == contents(folder_ / "again" / name)) << name;
+}
+
+// With one head that matters and a budget for one more chunk, the search gives it that chunk.
+TEST_F(CompressHydra, TheSearchSpendsWhereItHelps) {
+  const HeadShape shape = engine_->config().head_shape();
+  LossCurve curve{.length = 384, .source_length = 384, .spans = candidate_spans(shape, 384), .loss = {}};
+  EXPECT_EQ(curve.spans, (std::vector<int64_t>{64, 80, 96, 112, 128}));
+  for (int64_t head = 0; head < 4; ++head)
+    for (size_t i = 0; i < 5; ++i) curve.loss.push_back((head == 2 ? 1.0 : 0.01) * static_cast<double>(4 - i));
+  const SearchProblem problem = search_problem(options_, shape, {curve}, 5.0 / 8);
+  const SpanTable spans = minimise(problem, {1.0}).plan.spans(1000);
+  EXPECT_EQ(spans.kv_head_spans, (std::vector<std::vector<int64_t>>{{64, 64}, {128, 64}}));
+  EXPECT_EQ(spans.n_sink_tokens, 0);
+}
+
+TEST_F(CompressHydra, RefusesWhatItCannotDo) {
+  CompressOptions options = options_;
+  options.densities = {0.3};
+  expect_error([&] { run(*engine_, "sparse", options); }, ErrorKind::kBadInput, {"0.3", "0.5, the smallest"});
+  options = options_;
+  options.per_query_head = true;
+  expect_error([&] { run(*engine_, "query", options); }, ErrorKind::kUnsupported, {"--per-query-head", "KV head"});
+  options = options_;
+  options.influence = Estimator::kPairwise;
+  expect_error([&] { run(*engine_, "pairwise", options); }, ErrorKind::kUnsupported, {"pairwise", "forward"});
+  HydraConfig config = tiny_hydra_config();
+  config.window = 64;
+  expect_error([&] { run(*load(config), "narrow", options_); }, ErrorKind::kUnsupported, {"windows of 64", "64"});
+  config.attention_every = 0, config.n_slots = 0;
+  expect_error([&] { run(*load(config), "without", options_); }, ErrorKind::kUnsupported, {"no attention"});
+}
+
+}  // namespace
+}  // namespace polyspan
