@@ -73,7 +73,7 @@ std::string glance(const PageContext& page) {
   table.caption = "At a glance; the longest length is " + count_text(longest) + " tokens";
   table.head = {"plan"};
   for (const int64_t length : page.lengths) table.head.push_back("kept at " + count_text(length));
-  table.head.insert(table.head.end(), {"cache, f16", "held-out loss"});
+  table.head.insert(table.head.end(), {page.run.model.window > 0 ? "windows, f32" : "cache, f16", "held-out loss"});
   const bool has_retrieval = !page.run.measured.retrieval.empty(), has_speed = !page.run.measured.speed.empty();
   if (has_retrieval) table.head.push_back("pass key found");
   if (has_speed) table.head.push_back("decode, tokens/s");

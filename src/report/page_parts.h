@@ -15,6 +15,10 @@ namespace polyspan::report {
 struct PageContext {
   const RunData& run;
   std::vector<int64_t> lengths;
+  // At which plans differ: windows are the same at every length.
+  std::vector<int64_t> plan_lengths() const {
+    return run.model.window > 0 ? std::vector<int64_t>{run.model.window} : lengths;
+  }
 };
 
 // <head> and the script that shows hints at once (without it the browser's own are there).

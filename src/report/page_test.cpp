@@ -154,6 +154,22 @@ TEST(Page, ShowsQueryHeadsWhereThePlanHasThem) {
   EXPECT_NE(page.find("longest span of query heads 0 to 1"), std::string::npos);
 }
 
+// Of a Hydra model: shares are those of the windows, which no length changes.
+TEST(Page, SpansOfWindows) {
+  TestRun run;
+  run.replace("run.json", "\"head_dim\": 64,", "\"head_dim\": 64, \"window\": 256, \"span_step\": 64,");
+  for (const char* file : {"plans/0.5.json", "candidates/0.5/round0-sum.json", "candidates/0.5/uniform.json"})
+    run.replace(file, "\"sink\": 64", "\"sink\": 0");
+  const std::string page = report_page(run.read());
+  EXPECT_NE(page.find("its window of 256 tokens"), std::string::npos);
+  EXPECT_NE(page.find("keeps 128 of 256 tokens (50%)"), std::string::npos);
+  EXPECT_EQ(page.find("of 512 tokens ("), std::string::npos);
+  EXPECT_NE(page.find("56.2%"), std::string::npos);          // 64, 128, 128 and 256 of 4 x 256
+  EXPECT_NE(page.find("295\xc2\xa0kB"), std::string::npos);  // 64 floats of a key and a value for each of these
+  run.replace("run.json", "\"window\": 256", "\"window\": 255");
+  EXPECT_NE(run.error().find("a multiple of span_step"), std::string::npos) << run.error();
+}
+
 TEST(Page, LengthsCanBeChosen) {
   TestRun run;
   const std::string page = report_page(run.read(), {.lengths = {300, 100}});

@@ -58,9 +58,15 @@ std::vector<FrontPoint> front_points(const RunData& run, const DensityResult& re
 }  // namespace
 
 std::string spans_part(const PageContext& page) {
-  std::string body = paragraph(
-      "What each head keeps of an input: layers from left to right, KV heads from top to bottom. "
-      "The sink, the first tokens that every head keeps, is counted in.");
+  std::string body =
+      page.run.model.window > 0
+          ? paragraph(
+                "What each head keeps of its window of " + count_text(page.run.model.window) +
+                " tokens: blocks with attention from left to right, KV heads from top to bottom. The global tokens "
+                "beyond it stay, whatever its span.")
+          : paragraph(
+                "What each head keeps of an input: layers from left to right, KV heads from top to bottom. "
+                "The sink, the first tokens that every head keeps, is counted in.");
   body += shade_legend('h', "kept share",
                        {"under \xe2\x85\x9b", "\xe2\x85\x9b", "\xc2\xbc", "\xe2\x85\x9c", "\xc2\xbd", "\xe2\x85\x9d",
                         "\xc2\xbe", "\xe2\x85\x9e", "all"});
@@ -72,7 +78,7 @@ std::string spans_part(const PageContext& page) {
     }
     const auto add = [&](bool query_heads) {
       std::string figures;
-      for (const int64_t length : page.lengths)
+      for (const int64_t length : page.plan_lengths())
         figures += figure(span_map(*result.plan, length, query_heads),
                           "<strong>" + count_text(length) + " tokens</strong>" +
                               (query_heads ? "" : ": " + percent_text(result.plan->density(length)) + " of the cache"),
@@ -98,12 +104,13 @@ std::string influence_part(const PageContext& page) {
     return section("influence", "Influence of the spans",
                    paragraph("No influence curves yet: the search has not run.", "absent"));
   const bool query_heads = run.options.per_query_head;
-  std::string body = paragraph(
-      "What it would cost to cut a head to a span, to first order, the other heads left as they are: one line a " +
-      std::string(query_heads ? "query" : "KV") + " head" +
-      (run.options.loss.empty() ? "" : ", loss " + escape_markup(run.options.loss)) +
-      (run.options.influence.empty() ? "" : ", estimator " + escape_markup(run.options.influence)) +
-      ". The scale is logarithmic except near 0.");
+  std::string body =
+      paragraph("What it would cost to cut a head to a span, " +
+                std::string(run.model.window > 0 ? "measured" : "to first order") +
+                ", the other heads left as they are: one line a " + std::string(query_heads ? "query" : "KV") +
+                " head" + (run.options.loss.empty() ? "" : ", loss " + escape_markup(run.options.loss)) +
+                (run.options.influence.empty() ? "" : ", estimator " + escape_markup(run.options.influence)) +
+                ". The scale is logarithmic except near 0.");
   body += depth_legend();
   std::string figures;
   for (const LossCurve& curve : curves)
