@@ -30,7 +30,7 @@ TEST(HydraEngine, IsCausalToTheBit) {
   const std::vector<int32_t> tokens = random_bytes(n, 1);
   for (const SpanPlan& plan : {SpanPlan::dense(tiny.shape()), tiny.plan(kMixed)}) {
     const std::vector<float> before = tiny.run(plan, tokens);
-    for (const int64_t changed : {0, 1, 15, 16, 17, 63, 64, 100, 127, 128, 144, 179}) {
+    for (int64_t changed = 0; changed < n; changed += plan.is_dense() ? 1 : 13) {
       std::vector<int32_t> others = tokens;
       others[static_cast<size_t>(changed)] = (tokens[static_cast<size_t>(changed)] + 101) % 256;
       const std::vector<float> after = tiny.run(plan, others);
@@ -82,6 +82,96 @@ TEST(HydraEngine, ThreadsAndNeighboursChangeNoBit) {
   }
   for (size_t s = 0; s < 3; ++s)
     EXPECT_TRUE(rows[s] == alone.run(plans[s], std::span(tokens).subspan(s * 170, 170))) << "sequence " << s;
+}
+
+// What a token does not use is not touched: experts that no chunk chose and values that no token read may be NaN.
+TEST(HydraEngine, ReadsOnlyWhatItUses) {
+  HydraConfig config = tiny_hydra_config();
+  config.n_experts = 6;
+  const HydraTensors tensors = random_hydra_tensors(config, 9);
+  const std::vector<int32_t> tokens = random_bytes(3, 10);
+  const auto logits_of = [&](const HydraTensors& with) {
+    const TinyHydra tiny(config, with);
+    return tiny.run(SpanPlan::dense(tiny.shape()), tokens);
+  };
+  const std::vector<float> expected = logits_of(tensors);
+  const auto n_untouched = [&](int64_t n_items, const std::vector<std::string>& names) {
+    int64_t n = 0;
+    for (int64_t item = 0; item < n_items; ++item) {
+      HydraTensors changed = tensors;
+      for (const std::string& name : names) {
+        std::vector<float>& values = changed.at(name);
+        const int64_t size = std::ssize(values) / n_items;
+        std::fill_n(values.begin() + item * size, size, std::numeric_limits<float>::quiet_NaN());
+      }
+      const std::vector<float> logits = logits_of(changed);
+      const bool untouched = logits == expected;
+      EXPECT_TRUE(untouched || std::isnan(logits.back())) << names[0] << " " << item;
+      n += untouched;
+    }
+    return n;
+  };
+  // One chunk: two of six experts. Three tokens of two heads read three values each, of 64.
+  EXPECT_EQ(n_untouched(6, {"blk.1.moe_gate.weight", "blk.1.moe_up.weight", "blk.1.moe_down.weight"}), 4);
+  const int64_t n_unread = n_untouched(64, {"blk.2.pkm_values"});
+  EXPECT_GE(n_unread, 64 - 3 * 2 * 3);
+  EXPECT_LT(n_unread, 64);
+  // What the bench takes as read for a token does not grow with the experts that are not.
+  HydraConfig more = config;
+  more.n_experts = 9;
+  EXPECT_EQ(TinyHydra(more).model->bytes_per_token(), TinyHydra(config).model->bytes_per_token());
+}
+
+// Every key and every tensor that is missing or of another size is named.
+TEST(HydraLoad, SaysWhatIsWrong) {
+  const HydraConfig config = tiny_hydra_config();
+  const HydraTensors tensors = random_hydra_tensors(config, 1);
+  const auto refusal = [](const GgufWriter& writer) {
+    const std::vector<std::byte> bytes = writer.to_bytes();
+    OpContext context(1);
+    return message_of([&] {
+      Model::load(std::make_unique<GgufFile>(GgufFile::from_bytes(bytes, "h.gguf")), context, no_progress());
+    });
+  };
+  const auto write = [&](const HydraConfig& keys, const std::string& without, int64_t longer_by) {
+    GgufWriter writer;
+    write_hydra_config(keys, writer);
+    for (const TensorSpec& spec : hydra_tensors(config)) {
+      std::vector<int64_t> dims(spec.shape.rbegin(), spec.shape.rend());
+      std::vector<float> values = tensors.at(spec.name);
+      if (spec.name == without) {
+        if (longer_by == 0) continue;
+        values.resize(values.size() / static_cast<size_t>(dims.back()) * static_cast<size_t>(dims.back() + longer_by));
+        dims.back() += longer_by;
+      }
+      writer.add_f32_tensor(spec.name, dims, std::move(values));
+    }
+    return writer;
+  };
+  EXPECT_EQ(refusal(write(config, "", 0)), "no error");
+  for (const TensorSpec& spec : hydra_tensors(config))
+    for (const int64_t longer_by : {0, 1}) {
+      if (longer_by > 0 && spec.name == "token_embd.weight") continue;  // another vocabulary
+      const std::string message = refusal(write(config, spec.name, longer_by));
+      EXPECT_NE(message.find(spec.name), std::string::npos) << spec.name << ": " << message;
+      EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+    }
+  const auto with = [&](auto change) {
+    HydraConfig changed = config;
+    change(changed);
+    return refusal(write(changed, "", 0));
+  };
+  EXPECT_NE(
+      with([](HydraConfig& c) { c.window = 120; }).find("attention.window is 120; it must be a multiple of chunk_len"),
+      std::string::npos);
+  EXPECT_NE(with([](HydraConfig& c) { c.n_active_experts = 5; }).find("there are only 4 experts"), std::string::npos);
+  EXPECT_NE(with([](HydraConfig& c) { c.d_inner = 40; }).find("ssm.d_inner is 40"), std::string::npos);
+  EXPECT_NE(with([](HydraConfig& c) { c.pkm_layers = {4}; }).find("the blocks are 0 to 3"), std::string::npos);
+  EXPECT_NE(with([](HydraConfig& c) { c.d_state = 0; }).find("hydra.ssm.state_size is 0"), std::string::npos);
+  EXPECT_NE(with([](HydraConfig& c) { c.n_layers = 5; }).find("blk.4."), std::string::npos);
+  GgufWriter nothing;
+  nothing.add_string("general.architecture", "hydra");
+  EXPECT_NE(refusal(nothing).find("hydra.embedding_length"), std::string::npos);
 }
 
 TEST(HydraEngine, ASavedStateGoesOn) {

@@ -61,6 +61,50 @@ TEST_F(RecurrentKernels, ScanEqualsTheRecurrence) {
   }
 }
 
+// 65,536 tokens that are remembered for a hundred thousand, for a hundred and not at all: near the recurrence in double, and
+// the same to the bit in calls of a chunk each.
+TEST_F(RecurrentKernels, ScanHoldsOverLongSequences) {
+  const int64_t n = 65536, head_dim = 16, d_state = 4;
+  const std::vector<float> x = random_floats(n * head_dim, 1), B = random_floats(n * d_state, 2),
+                           C = random_floats(n * d_state, 3), dt = random_floats(n, 5, 0, 1);
+  for (const IsaLevel level : supported_isa_levels()) {
+    select_isa(level);
+    for (const float memory : {1e-5f, 1e-2f, 1.0f}) {
+      SCOPED_TRACE(std::string(isa_name(level)) + ", decay " + std::to_string(memory));
+      std::vector<float> decay;
+      for (const float step : dt) decay.push_back(std::exp(-memory * step));
+      const auto scan = [&](int64_t len, std::vector<float>& y) {
+        std::vector<float> state(static_cast<size_t>(d_state * head_dim));
+        for (int64_t t = 0; t < n; t += len)
+          kernels().scan_head({std::min(len, n - t), head_dim, d_state, x.data() + t * head_dim, head_dim,
+                               B.data() + t * d_state, C.data() + t * d_state, d_state, decay.data() + t, dt.data() + t,
+                               1, 0.0f, y.data() + t * head_dim, head_dim, state.data()});
+      };
+      std::vector<float> whole(static_cast<size_t>(n * head_dim), NAN), chunks = whole;
+      scan(n, whole);
+      scan(100, chunks);
+      EXPECT_TRUE(whole == chunks);
+      double worst = 0, largest = 0;
+      std::vector<double> s(static_cast<size_t>(d_state * head_dim));
+      for (int64_t t = 0; t < n; ++t)
+        for (int64_t p = 0; p < head_dim; ++p) {
+          double sum = 0;
+          for (int64_t i = 0; i < d_state; ++i) {
+            double& value = s[static_cast<size_t>(i * head_dim + p)];
+            value = value * static_cast<double>(decay[static_cast<size_t>(t)]) +
+                    static_cast<double>(dt[static_cast<size_t>(t)]) *
+                        static_cast<double>(x[static_cast<size_t>(t * head_dim + p)]) *
+                        static_cast<double>(B[static_cast<size_t>(t * d_state + i)]);
+            sum += value * static_cast<double>(C[static_cast<size_t>(t * d_state + i)]);
+          }
+          worst = std::max(worst, std::abs(static_cast<double>(whole[static_cast<size_t>(t * head_dim + p)]) - sum));
+          largest = std::max(largest, std::abs(sum));
+        }
+      EXPECT_LT(worst, 1e-4 * largest);
+    }
+  }
+}
+
 TEST_F(RecurrentKernels, AttentionOverTwoRunsEqualsOneSoftmax) {
   for (const IsaLevel level : supported_isa_levels()) {
     select_isa(level);
