@@ -361,11 +361,11 @@ TEST(HydraPlan, SaysWhatDoesNotFit) {
   EXPECT_EQ(refusal("{\"window\": 128, \"span_step\": 16, \"sink\": 0, " + rows + "}"), "no error");
   EXPECT_EQ(refusal("{\"window\": 256, " + rows + "}"), "p.json: window: found 256, wanted 128 as the model has");
   EXPECT_EQ(refusal("{\"sink\": 64, " + rows + "}"),
-            "p.json: sink: found 64, wanted 0: this model keeps global tokens in place of the first ones");
+            "p.json: sink: found 64, wanted 0: heads with windows keep global tokens in place of the first ones");
   EXPECT_EQ(refusal("{\"alphas\": [[64, 64]], \"betas\": [[0, 0]]}"),
             "p.json: found rules for 1 layers, wanted 2, one for each block with attention");
   EXPECT_EQ(refusal("{\"alphas\": [[64, 64, 64, 64], [64, 64, 64, 64]], \"betas\": [[0, 0, 0, 0], [0, 0, 0, 0]]}"),
-            "p.json: alphas, layer 0: found 4 heads, wanted 2: the heads of this model have spans by KV head");
+            "p.json: alphas, layer 0: found 4 heads, wanted 2: heads with windows have spans by KV head");
   // A plan file comes back with its window, with a model and without.
   const std::string json = tiny.plan(kMixed).to_json();
   for (const SpanPlan& read : {SpanPlan::parse(json, "p.json", tiny.shape()), SpanPlan::parse(json, "p.json", {})}) {

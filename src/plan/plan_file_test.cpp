@@ -144,6 +144,8 @@ TEST(PlanFile, EveryMistakeIsNamed) {
        {"found 3 heads, wanted 4 (query heads of the model) or 2"}},
       {plan_text("[[0, 0, 0, 0], [0, -5, 0, 0]]", "[[0, 0, 0, 0], [0, 0, 0, 0]]"),
        {"layer 1, head 1: found alpha -5 with beta 0", "negative span"}},
+      {plan_text(kAlphas, kBetas, "\"window\": 0, "), {"window: found 0, wanted an integer from 1"}},
+      {plan_text(kAlphas, kBetas, "\"span_step\": 64.5, "), {"span_step: found 64.5"}},
       {plan_text(kAlphas, kBetas, "\"sink\": -1, "), {"sink: found -1, wanted an integer from 0"}},
       {plan_text(kAlphas, kBetas, "\"sink\": 1.5, "), {"sink: found 1.5"}},
       {plan_text(kAlphas, kBetas, "\"sink\": 99999999999999999999, "), {"sink: found 1e+20"}},

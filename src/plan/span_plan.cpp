@@ -68,6 +68,16 @@ void check_equal(const std::filesystem::path& name, const char* what, int64_t fo
   if (found != wanted) throw Error::bad_file(name, what, ": found ", found, ", wanted ", wanted, " as the model has");
 }
 
+// Heads with windows have spans by KV head, and no sink.
+void check_windows(const PlanFile& file, int64_t n_entries, const std::filesystem::path& name, const HeadShape& shape) {
+  if (n_entries != shape.n_kv_heads)
+    throw Error::bad_file(name, "alphas, layer 0: found ", n_entries, " heads, wanted ", shape.n_kv_heads,
+                          ": heads with windows have spans by KV head");
+  if (file.n_sink_tokens.value_or(0) > 0)
+    throw Error::bad_file(name, "sink: found ", *file.n_sink_tokens,
+                          ", wanted 0: heads with windows keep global tokens in place of the first ones");
+}
+
 // The heads that the plan is for: the model's where there is one (the file must fit it), else what the file says.
 HeadShape fit_shape(const PlanFile& file, int64_t n_entries, const std::filesystem::path& name,
                     const std::optional<HeadShape>& model) {
@@ -77,12 +87,6 @@ HeadShape fit_shape(const PlanFile& file, int64_t n_entries, const std::filesyst
       throw Error::bad_file(name, "found rules for ", n_layers, " layers, wanted ", model->n_layers,
                             model->window > 0 ? ", one for each block with attention" : " as the model has");
     if (file.window) check_equal(name, "window", *file.window, model->window);
-    if (model->window > 0 && n_entries != model->n_kv_heads)
-      throw Error::bad_file(name, "alphas, layer 0: found ", n_entries, " heads, wanted ", model->n_kv_heads,
-                            ": the heads of this model have spans by KV head");
-    if (model->window > 0 && file.n_sink_tokens.value_or(0) > 0)
-      throw Error::bad_file(name, "sink: found ", *file.n_sink_tokens,
-                            ", wanted 0: this model keeps global tokens in place of the first ones");
     if (file.n_heads) check_equal(name, "n_heads", *file.n_heads, model->n_heads);
     if (file.n_kv_heads) check_equal(name, "n_kv_heads", *file.n_kv_heads, model->n_kv_heads);
     if (n_entries != model->n_heads && n_entries != model->n_kv_heads)
@@ -164,6 +168,7 @@ SpanPlan SpanPlan::parse(std::string_view json, const std::filesystem::path& nam
   PlanFile file = read_plan_file(json, name);
   const int64_t n_entries = check_table(file, name);
   const HeadShape fitted = fit_shape(file, n_entries, name, shape);
+  if (fitted.window > 0) check_windows(file, n_entries, name, fitted);
   std::vector<std::vector<SpanRule>> rules(file.alphas.size());
   for (size_t layer = 0; layer < rules.size(); ++layer)
     for (size_t head = 0; head < file.alphas[layer].size(); ++head) {
