@@ -219,6 +219,36 @@ class Whole(TrainTest):
         written = done["text"].replace(".", "").split()[:-1]  # the last may be cut
         self.assertGreater(sum(word in known for word in written), len(written) / 2, done["text"])
 
+    def test_spans_of_its_heads(self):
+        """compress on an exported model, and every command that takes the plan."""
+        self.check_error("compress", self.export("narrow.gguf"), "-o", self.folder / "narrow", "--text",
+                         self.folder / "valid.txt", mentions=["windows of 32", "64"])
+        self.train(self.config("wide.toml", window=128), "wide", "--stop-after", "2")
+        model, text, spans = self.folder / "wide.gguf", self.folder / "valid.txt", self.folder / "spans"
+        self.assertEqual(self.call("export", self.folder / "wide", "-o", model).returncode, 0)
+        done = self.call_json("compress", model, "-o", spans, "--text", text, "--kinds", "text", "--density", "0.75",
+                              "--lengths", "256", "--extend", "0", "--samples", "1", "--validation-samples", "1")
+        plan = spans / "plans" / "0.75.json"
+        self.assertEqual(done["plans"][0]["file"], str(plan))
+        whole, planned = (self.call_json("inspect", model, *more, "--heads", "--length", "4096")
+                          for more in ((), ("--plan", plan)))
+        self.assertEqual((whole["window"], whole["attention_blocks"]), (128, [1]))
+        self.assertEqual(whole["spans"]["kv_heads"], [[128, 128]])
+        self.assertLessEqual(planned["densities"][0]["density"], 0.75)
+        kept = sum(planned["spans"]["kv_heads"][0])
+        self.assertLess(kept, 256)
+        # Keys and values of 16 floats; the scores of the longest window are kept once.
+        saved = 2 * 16 * 4 * (256 - kept) + 4 * (128 - max(planned["spans"]["kv_heads"][0]))
+        self.assertLessEqual(abs(whole["densities"][0]["kv_bytes"] - planned["densities"][0]["kv_bytes"] - saved), 256)
+        self.assertEqual(self.call_json("inspect", plan, "--length", "77")["densities"][0]["density"],
+                         planned["densities"][0]["density"])
+        compared = self.call_json("eval", model, "--task", "ppl", "--text", text, "--ctx", "512", "--windows", "1",
+                                  "--plan", plan, "--compare")
+        self.assertNotEqual(compared["rows"][0]["perplexity"], compared["compare"]["dense"][0]["perplexity"])
+        for command in (("run", "-p", sentences(5, 60), "-n", "8"), ("bench", "--depth", "300", "--gen", "4")):
+            self.call_json(command[0], model, *command[1:], "--plan", plan)
+        self.assertEqual(self.call("report", spans, "-o", self.folder / "spans.html").returncode, 0)
+
     def test_quantised_exports_are_near(self):
         exact = self.export("f32.gguf")
         whole, size = self.perplexity(exact), exact.stat().st_size
