@@ -385,6 +385,10 @@ class TinyModel(CliTest):
             self.check_number(found[0]["tokens_per_s"], 1e-9)
             self.assertIsInstance(found[0]["kv_bytes"], int)
             self.assertEqual(len(found[0]["repeats"]), 2)
+        # The depths in turn: the same rows.
+        turns = self.call_json("bench", self.tiny, "--gen", "4", "--depth", "64,0", "--reps", "3", "--in-turn")["rows"]
+        self.assertEqual([(row["test"], row["depth"], len(row["repeats"])) for row in turns],
+                         [("decode", 64, 3), ("decode", 0, 3)])
 
     def test_perplexity(self):
         text = self.write("text.txt", "the quick brown fox and the lazy dog, again and again. " * 30)

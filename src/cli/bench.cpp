@@ -17,6 +17,7 @@ struct BenchOptions {
   std::vector<int64_t> prompts, depths;
   int64_t gen = 32, reps = 3;
   uint64_t seed = 1;
+  bool in_turn = false;
 };
 
 void bench(BenchOptions& o) {
@@ -52,7 +53,10 @@ void bench(BenchOptions& o) {
     progress->update(static_cast<int64_t>(rows.size()));
   };
   for (int64_t n : o.prompts) add(meter.prefill(n, o.reps));
-  for (int64_t depth : o.depths) add(meter.decode(depth, o.gen, o.reps));
+  if (o.in_turn)
+    for (const SpeedRow& row : meter.decode_in_turn(o.depths, o.gen, o.reps)) add(row);
+  else
+    for (int64_t depth : o.depths) add(meter.decode(depth, o.gen, o.reps));
   progress->finish();
   if (o.common.json)
     print(document_text(bench_document({o.common.model, o.common.plan_name(), o.common.kv, o.seed}, *engine, rows)));
@@ -74,6 +78,8 @@ void add_bench(CLI::App& app) {
       ->delimiter(',');
   command->add_option("--gen", o->gen, "tokens to decode in a repeat")->capture_default_str();
   command->add_option("--reps", o->reps, "repeats; the median is reported")->capture_default_str();
+  command->add_flag("--in-turn", o->in_turn,
+                    "decode at all depths in turn, repeat by repeat, to compare them (holds all caches at once)");
   command->add_option("--seed", o->seed, "seed of the random tokens")->check(check_seed)->capture_default_str();
   command->footer(
       "Examples:\n"

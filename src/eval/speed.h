@@ -31,7 +31,12 @@ class SpeedMeter {
   SpeedRow prefill(int64_t n, int64_t n_reps);
   // n_reps times n_tokens decode steps as greedy generation does them (forward, logits, the most likely token), after `depth`
   // tokens. The cache is planned for decode_length().
-  SpeedRow decode(int64_t depth, int64_t n_tokens, int64_t n_reps);
+  SpeedRow decode(int64_t depth, int64_t n_tokens, int64_t n_reps) {
+    return decode_in_turn({depth}, n_tokens, n_reps).front();
+  }
+  // The same at several depths, a repeat of each in turn, so that what disturbs the machine disturbs all: a row each. Holds all
+  // their caches at once.
+  std::vector<SpeedRow> decode_in_turn(const std::vector<int64_t>& depths, int64_t n_tokens, int64_t n_reps);
   static int64_t decode_length(int64_t depth, int64_t n_tokens, int64_t n_reps) {
     return depth + 1 + n_tokens * n_reps;
   }

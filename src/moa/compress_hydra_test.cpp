@@ -31,7 +31,10 @@ class CompressHydra : public testing::Test {
     fs::remove_all(folder_, ignored);
   }
   std::unique_ptr<Engine> load(const HydraConfig& config) const {
-    const std::vector<std::byte> bytes = hydra_file(config, random_hydra_tensors(config, 1));
+    return load(config, random_hydra_tensors(config, 1));
+  }
+  std::unique_ptr<Engine> load(const HydraConfig& config, const HydraTensors& tensors) const {
+    const std::vector<std::byte> bytes = hydra_file(config, tensors);
     write_file_atomically(folder_ / "model.gguf",
                           std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
     return Engine::load(folder_ / "model.gguf", 1);
@@ -92,6 +95,26 @@ TEST_F(CompressHydra, TheSearchSpendsWhereItHelps) {
   const SpanTable spans = minimise(problem, {1.0}).plan.spans(1000);
   EXPECT_EQ(spans.kv_head_spans, (std::vector<std::vector<int64_t>>{{64, 64}, {128, 64}}));
   EXPECT_EQ(spans.n_sink_tokens, 0);
+}
+
+// Profile, search and validation together: one head's output reaches the residual stream, the others' do not. It keeps its
+// window, at a density that leaves the others the smallest span.
+TEST_F(CompressHydra, AHeadThatMattersKeepsItsWindow) {
+  const HydraConfig config = tiny_hydra_config();
+  HydraTensors tensors = random_hydra_tensors(config, 1);
+  const int64_t row = config.n_heads * config.head_dim, group = row / config.n_kv_heads;
+  for (const char* name : {"blk.1.attn_output.weight", "blk.3.attn_output.weight"})
+    for (int64_t i = 0; i < std::ssize(tensors.at(name)); ++i)
+      if (name[4] == '1' || i % row / group != 1) tensors.at(name)[static_cast<size_t>(i)] = 0;
+  options_.densities = {5.0 / 8};
+  const std::unique_ptr<Engine> engine = load(config, tensors);
+  const CompressedPlan plan = run(*engine, "one", options_).front();
+  EXPECT_EQ(plan.winner, "annealed");
+  EXPECT_NEAR(plan.loss, 0, 1e-6);
+  EXPECT_GT(std::abs(plan.uniform_loss), 1e-6);
+  const HeadShape shape = engine->config().head_shape();
+  EXPECT_EQ(SpanPlan::load(plan.file, shape).spans(1000).kv_head_spans,
+            (std::vector<std::vector<int64_t>>{{64, 64}, {64, 128}}));
 }
 
 TEST_F(CompressHydra, RefusesWhatItCannotDo) {

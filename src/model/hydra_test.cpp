@@ -385,52 +385,66 @@ TEST(HydraPlan, SaysWhatDoesNotFit) {
   EXPECT_EQ(without.run(without.model->config().default_plan(), random_bytes(40, 1)).size(), 40u * 260);
 }
 
-// Each effect is the change of the loss that the plan with this one span changed has.
-TEST(HydraProfiler, EffectsAreTheChangesThemselves) {
+// Each effect is that of the plan with this one span changed: of log-odds the change itself, of text the divergence of the
+// narrower span's prediction from the wider one's.
+TEST(HydraProfiler, EffectsAreThoseOfThePlans) {
   const TinyHydra tiny(tiny_hydra_config());
   const std::vector<int32_t> tokens = random_bytes(600, 8);
   const std::vector<int64_t> targets = {5, 130, 131, 300, 512, 513, 599}, candidates = {64, 96, 128};
+  const double share = 1.0 / static_cast<double>(targets.size());
+  using Spans = std::vector<std::vector<double>>;
+  const auto score = [&](const std::vector<float>& logits, int64_t target) {
+    return score_target(logits.data() + (target - 1) * 260, 260, tokens[static_cast<size_t>(target)]);
+  };
+  const auto log_probabilities = [](const std::vector<float>& logits, int64_t target) {
+    std::vector<double> row(logits.begin() + (target - 1) * 260, logits.begin() + target * 260);
+    double total = 0;
+    for (const double x : row) total += std::exp(x);
+    for (double& x : row) x -= std::log(total);
+    return row;
+  };
   HydraProfiler profiler(*tiny.model);
-  for (const std::vector<std::vector<double>>& base :
-       {std::vector<std::vector<double>>{{128, 128}, {128, 128}}, kMixed})
-    for (const ProfileLoss loss : {ProfileLoss::kCrossEntropy, ProfileLoss::kLogOdds}) {
-      const auto losses = [&](const SpanPlan& plan) {
-        const std::vector<float> logits = tiny.run(plan, tokens);
-        std::vector<double> values;
-        for (const int64_t t : targets) {
-          const TargetScore score = score_target(logits.data() + (t - 1) * 260, 260, tokens[static_cast<size_t>(t)]);
-          values.push_back(loss == ProfileLoss::kLogOdds ? -score.log_odds : -score.log_probability);
-        }
-        return values;
-      };
-      const std::vector<AttentionSpan> spans = query_spans(tiny.plan(base), 600);
-      const ProfileRequest request{tokens, targets, spans, candidates, loss};
-      EXPECT_EQ(profiler.forward(request).size(), targets.size());
-      const SpanInfluence in = profiler.backward(request);
-      ASSERT_EQ(in.span.size(), 2u * 4 * 3);
-      const std::vector<double> before = losses(tiny.plan(base));
-      for (int64_t layer = 0; layer < 2; ++layer)
-        for (int64_t head = 0; head < 4; ++head)
-          for (int64_t c = 0; c < 3; ++c) {
-            double mean = 0, absolute = 0, square = 0;
-            if (head % 2 == 0) {  // the first of its group
-              std::vector<std::vector<double>> changed = base;
-              changed[static_cast<size_t>(layer)][static_cast<size_t>(head / 2)] =
-                  static_cast<double>(candidates[static_cast<size_t>(c)]);
-              const std::vector<double> after = losses(tiny.plan(changed));
-              for (size_t i = 0; i < targets.size(); ++i) {
-                const double change = after[i] - before[i];
-                mean += change / 7, absolute += std::abs(change) / 7, square += change * change / 7;
-              }
+  for (const Spans& base : {Spans{{128, 128}, {128, 128}}, kMixed}) {
+    const std::vector<float> before = tiny.run(tiny.plan(base), tokens);
+    const std::vector<AttentionSpan> spans = query_spans(tiny.plan(base), 600);
+    const ProfileRequest log_odds{tokens, targets, spans, candidates, ProfileLoss::kLogOdds},
+        text{tokens, targets, spans, candidates, ProfileLoss::kCrossEntropy};
+    EXPECT_EQ(profiler.forward(text).at(3).log_probability, score(before, 300).log_probability);
+    const SpanInfluence of_odds = profiler.backward(log_odds), of_text = profiler.backward(text);
+    ASSERT_EQ(of_odds.span.size(), 2u * 4 * 3);
+    for (int64_t layer = 0; layer < 2; ++layer)
+      for (int64_t head = 0; head < 4; ++head)
+        for (int64_t c = 0; c < 3; ++c) {
+          double odds = 0, odds_abs = 0, odds_square = 0, text_abs = 0, lost = 0;
+          if (head % 2 == 0) {  // the first of its group
+            Spans changed = base;
+            double& span = changed[static_cast<size_t>(layer)][static_cast<size_t>(head / 2)];
+            const double own = span, candidate = static_cast<double>(candidates[static_cast<size_t>(c)]);
+            span = candidate;
+            const std::vector<float> after = tiny.run(tiny.plan(changed), tokens);
+            for (const int64_t t : targets) {
+              const double change = score(before, t).log_odds - score(after, t).log_odds;
+              odds += share * change, odds_abs += share * std::abs(change), odds_square += share * change * change;
+              text_abs += share * std::abs(score(before, t).log_probability - score(after, t).log_probability);
+              const std::vector<double> wider = log_probabilities(candidate < own ? before : after, t),
+                                        narrower = log_probabilities(candidate < own ? after : before, t);
+              for (size_t i = 0; i < wider.size(); ++i)
+                lost += (candidate < own ? share : -share) * std::exp(wider[i]) * (wider[i] - narrower[i]);
             }
-            const size_t at = in.at(layer, head, c);
-            EXPECT_NEAR(in.span[at], mean, 1e-12);
-            EXPECT_NEAR(in.span_abs[at], absolute, 1e-12);
-            EXPECT_NEAR(in.span_square[at], square, 1e-12);
-            EXPECT_EQ(in.pairwise[at], 0);
           }
-      EXPECT_NE(in.span[in.at(0, 2, 0)], 0);
-    }
+          SCOPED_TRACE(std::to_string(layer) + ", " + std::to_string(head) + ", " + std::to_string(c));
+          const size_t at = of_odds.at(layer, head, c);
+          EXPECT_NEAR(of_odds.span[at], odds, 1e-12);
+          EXPECT_NEAR(of_odds.span_abs[at], odds_abs, 1e-12);
+          EXPECT_NEAR(of_odds.span_square[at], odds_square, 1e-12);
+          EXPECT_NEAR(of_text.span_abs[at], text_abs, 1e-12);
+          EXPECT_NEAR(of_text.span[at], lost, 1e-4 * std::abs(lost) + 1e-8);  // the engine sums exponentials of floats
+          EXPECT_NEAR(of_text.span_square[at], 2 * std::abs(lost), 2e-4 * std::abs(lost) + 2e-8);
+          EXPECT_EQ(of_text.pairwise[at], 0);
+        }
+    EXPECT_NE(of_odds.span[of_odds.at(0, 2, 0)], 0);
+    EXPECT_GT(std::abs(of_text.span[of_text.at(0, 2, 0)]), 1e-7);
+  }
 }
 
 }  // namespace
