@@ -84,7 +84,8 @@ TEST(HydraEngine, ThreadsAndNeighboursChangeNoBit) {
     EXPECT_TRUE(rows[s] == alone.run(plans[s], std::span(tokens).subspan(s * 170, 170))) << "sequence " << s;
 }
 
-// What a token does not use is not touched: experts that no chunk chose and values that no token read may be NaN.
+// What a token does not use is not touched: experts that no chunk chose and values that no token read may
+// be anything.
 TEST(HydraEngine, ReadsOnlyWhatItUses) {
   HydraConfig config = tiny_hydra_config();
   config.n_experts = 6;
@@ -102,12 +103,9 @@ TEST(HydraEngine, ReadsOnlyWhatItUses) {
       for (const std::string& name : names) {
         std::vector<float>& values = changed.at(name);
         const int64_t size = std::ssize(values) / n_items;
-        std::fill_n(values.begin() + item * size, size, std::numeric_limits<float>::quiet_NaN());
+        std::fill_n(values.begin() + item * size, size, 30.0f);
       }
-      const std::vector<float> logits = logits_of(changed);
-      const bool untouched = logits == expected;
-      EXPECT_TRUE(untouched || std::isnan(logits.back())) << names[0] << " " << item;
-      n += untouched;
+      n += logits_of(changed) == expected;
     }
     return n;
   };
