@@ -13,7 +13,7 @@
 namespace polyspan::report {
 namespace {
 
-constexpr int64_t kMaxContext = int64_t{1} << 27;  // tokens; bytes of a cache stay within 63 bits
+constexpr int64_t kMaxLength = int64_t{1} << 27;  // tokens; bytes of a cache stay within 63 bits
 constexpr int64_t kMaxCount = int64_t{1} << 40;
 constexpr size_t kMaxList = 64;        // densities, lengths, kinds, phases
 constexpr size_t kMaxLogLines = 4000;  // the newest ones
@@ -38,7 +38,7 @@ RunModel read_model(const JsonValue& from) {
   if (model.n_layers * model.n_heads > kMaxPlanRules)
     from.at("n_heads").wrong("at most " + std::to_string(kMaxPlanRules) + " heads in all layers");
   model.head_dim = from.at("head_dim").integer(1, 512);
-  model.context_length = from.at("context_length").integer(1, kMaxContext);
+  model.context_length = from.at("context_length").integer(1, kMaxLength);
   return model;
 }
 
@@ -47,9 +47,9 @@ RunOptions read_options(const JsonValue& from) {
   for (const JsonValue& density : from.at("densities").items(kMaxList))
     options.densities.push_back(density.number(1e-6, 1));
   if (options.densities.empty()) from.at("densities").wrong("at least one density");
-  options.lengths = from.at("lengths").integers(1, kMaxContext, kMaxList);
+  options.lengths = from.at("lengths").integers(1, kMaxLength, kMaxList);
   if (options.lengths.empty()) from.at("lengths").wrong("at least one length");
-  if (const auto extend = from.find("extend")) options.extend = extend->integers(1, kMaxContext, kMaxList);
+  if (const auto extend = from.find("extend")) options.extend = extend->integers(1, kMaxLength, kMaxList);
   if (const auto kinds = from.find("kinds"))
     for (const JsonValue& kind : kinds->items(kMaxList)) options.kinds.push_back(kind.text());
   options.influence = optional_text(from, "influence");
