@@ -55,6 +55,7 @@ if(POLYSPAN_BENCH)
   add_executable(polyspan-hydra-bench bench/hydra/hydra_bench.cpp)
   target_link_libraries(polyspan-hydra-bench PRIVATE polyspan_hydra CLI11::CLI11)
   polyspan_uses_torch(polyspan-hydra-bench)
+  polyspan_compiles_fast(polyspan-hydra-bench)
 endif()
 
 if(POLYSPAN_TESTS AND hydra_tests)
