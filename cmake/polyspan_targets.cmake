@@ -13,6 +13,27 @@ if(POLYSPAN_SANITIZE)
   add_link_options(-fsanitize=${POLYSPAN_SANITIZE})
 endif()
 
+# What runs for milliseconds: optimised less, and its files compiled as one, so that the headers they share (GoogleTest,
+# CLI11, JSON) are read once. Names in the unnamed namespaces of such files must differ.
+function(polyspan_compiles_fast target)
+  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON)
+endfunction()
+
+# polyspan_unit_tests(NAME SOURCES files... LINK libs...): the test program NAME_test; each of its tests is one of ctest's.
+function(polyspan_unit_tests name)
+  cmake_parse_arguments(arg "" "" "SOURCES;LINK" ${ARGN})
+  find_package(GTest REQUIRED)
+  include(GoogleTest)
+  enable_testing()
+  add_executable(${name}_test ${arg_SOURCES})
+  target_link_libraries(${name}_test PRIVATE ${arg_LINK} GTest::gtest GTest::gtest_main)
+  target_compile_definitions(${name}_test PRIVATE POLYSPAN_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  polyspan_warnings(${name}_test)
+  polyspan_compiles_fast(${name}_test)
+  gtest_discover_tests(${name}_test TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 1200)
+endfunction()
+
 # polyspan_library(NAME LINK libs...): the static library polyspan_NAME from src/NAME/*.cpp, and, with POLYSPAN_TESTS, the
 # test program NAME_test from src/NAME/*_test.cpp. Files named *.isa.cpp are left to polyspan_isa_kernels.
 function(polyspan_library name)
@@ -26,15 +47,7 @@ function(polyspan_library name)
   target_link_libraries(polyspan_${name} PUBLIC ${arg_LINK})
   polyspan_warnings(polyspan_${name})
   if(POLYSPAN_TESTS AND tests)
-    find_package(GTest REQUIRED)
-    include(GoogleTest)
-    enable_testing()
-    add_executable(${name}_test ${tests})
-    target_link_libraries(${name}_test PRIVATE polyspan_${name} GTest::gtest GTest::gtest_main)
-    target_compile_definitions(${name}_test PRIVATE POLYSPAN_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-    target_precompile_headers(${name}_test PRIVATE <gtest/gtest.h>)
-    polyspan_warnings(${name}_test)
-    gtest_discover_tests(${name}_test TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 600)
+    polyspan_unit_tests(${name} SOURCES ${tests} LINK polyspan_${name})
   endif()
 endfunction()
 
@@ -56,6 +69,7 @@ function(polyspan_isa_kernels name)
   foreach(level ${levels})
     add_library(polyspan_${name}_${level} OBJECT ${kernels})
     target_include_directories(polyspan_${name}_${level} PRIVATE ${CMAKE_SOURCE_DIR}/src)
+    set_target_properties(polyspan_${name}_${level} PROPERTIES UNITY_BUILD OFF)
     polyspan_warnings(polyspan_${name}_${level})
     # g++ 12 takes the undefined operand inside its own AVX-512 intrinsics for an uninitialised variable (PR 105593).
     target_compile_options(polyspan_${name}_${level} PRIVATE ${flags_${level}} $<$<CONFIG:Release>:-O3>

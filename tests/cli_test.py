@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import resource
 import shutil
 import struct
 import subprocess
@@ -22,6 +23,11 @@ import tiny_model
 BIN = os.environ.get("POLYSPAN_BIN", "polyspan")
 MODEL = os.environ.get("POLYSPAN_MODEL")
 TIME_FACTOR = float(os.environ.get("POLYSPAN_TIME_FACTOR", "1"))
+
+
+def child_cpu_seconds():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 class CliTest(unittest.TestCase):
@@ -41,7 +47,7 @@ class CliTest(unittest.TestCase):
         return str(path)
 
     def call(self, *args, seconds=120):
-        start = time.monotonic()
+        start, start_cpu = time.monotonic(), child_cpu_seconds()
         done = subprocess.run(
             [BIN, *map(str, args)],
             stdin=subprocess.DEVNULL,
@@ -49,7 +55,7 @@ class CliTest(unittest.TestCase):
             stderr=subprocess.PIPE,
             timeout=seconds * TIME_FACTOR,
         )
-        done.seconds = time.monotonic() - start
+        done.seconds, done.cpu_seconds = time.monotonic() - start, child_cpu_seconds() - start_cpu
         done.out, done.err = done.stdout.decode("utf-8"), done.stderr.decode("utf-8", "replace")
         return done
 
@@ -72,7 +78,9 @@ class CliTest(unittest.TestCase):
                 self.assertNotIn(word, done.err)
             for word in mentions:
                 self.assertIn(word.lower(), done.err.lower())
-            self.assertLess(done.seconds, 1.0 * TIME_FACTOR, said)
+            # Of the processor, since other tests run beside this one; the clock only catches what waits for something.
+            self.assertLess(done.cpu_seconds, 1.0 * TIME_FACTOR, said)
+            self.assertLess(done.seconds, 5.0 * TIME_FACTOR, said)
 
 
 class Usage(CliTest):

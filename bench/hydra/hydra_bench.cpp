@@ -87,7 +87,7 @@ void lengths(const Arguments& a) {
           logits();
         };
         const auto step = [&] {
-          torch::nn::functional::cross_entropy(not_bf16(logits()).flatten(0, 1), targets.flatten()).backward();
+          torch::cross_entropy_loss(not_bf16(logits()).flatten(0, 1), targets.flatten()).backward();
           optimizer->step(1e-6);
         };
         Json row = {{"test", what},

@@ -138,7 +138,7 @@ std::vector<uint8_t> known_bytes(const KnownBlocks& known) {
   return data;
 }
 
-uint64_t fnv1a(const std::vector<float>& values) {
+uint64_t hash_of(const std::vector<float>& values) {
   uint64_t hash = 0xcbf29ce484222325u;
   for (const float value : values) {
     const uint32_t bits = std::bit_cast<uint32_t>(value + 0.0f);  // minus zero becomes zero
@@ -156,7 +156,7 @@ TEST(DequantizeRow, MatchesIndependentImplementation) {
     std::vector<float> values(static_cast<size_t>(n_values), NAN);
     dequantize_row(known.type, data.data(), n_values, values.data());
     for (size_t i = 0; i < known.first.size(); ++i) EXPECT_EQ(values[i], known.first[i]) << "value " << i;
-    EXPECT_EQ(fnv1a(values), known.hash);
+    EXPECT_EQ(hash_of(values), known.hash);
     ++n_known;
   }
   EXPECT_EQ(n_known + 3, all_dtypes().size());  // all but F32, F16, BF16

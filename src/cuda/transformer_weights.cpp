@@ -10,9 +10,9 @@
 namespace polyspan::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 256, kStagingBytes = 32 << 20;
+constexpr int64_t kMatrixAlignment = 256, kStagingBytes = 32 << 20;
 
-int64_t aligned(int64_t bytes) { return round_up_to(bytes, kAlignment); }
+int64_t aligned(int64_t bytes) { return round_up_to(bytes, kMatrixAlignment); }
 
 // Copies a matrix of the file to rows [first_row, ...) of `w`, some rows at a time; the file's pages are dropped behind.
 class Uploader {

@@ -48,7 +48,7 @@ const char* const kQuestions[] = {"What is a span? It is a part of the text that
                                   "Tell me more about it, please, and about the ring as well: where do old keys go?"};
 
 // Greedy, or with sampling wild enough to draw end tokens; cut by max_tokens, stop strings or the end token.
-struct Case {
+struct Conversation {
   double density;
   bool has_system, is_wild;
   std::vector<std::string> stop;
@@ -57,14 +57,15 @@ struct Case {
 
 TEST(ChatSession, TurnsEqualOneSequence) {
   const TinyEngine tiny;
-  const Case cases[] = {{1.0, false, false, {}, 30}, {1.0, true, false, {}, 1},          {0.3, false, false, {}, 50},
-                        {0.3, true, true, {}, 60},   {0.3, false, true, {"e", "t"}, 60}, {1.0, true, true, {" "}, 200},
-                        {0.3, false, true, {}, 150}, {1.0, false, false, {}, 0}};
+  const Conversation cases[] = {{1.0, false, false, {}, 30},        {1.0, true, false, {}, 1},
+                                {0.3, false, false, {}, 50},        {0.3, true, true, {}, 60},
+                                {0.3, false, true, {"e", "t"}, 60}, {1.0, true, true, {" "}, 200},
+                                {0.3, false, true, {}, 150},        {1.0, false, false, {}, 0}};
   constexpr int64_t kPlanned = 640;  // density 0.3: 64 sink tokens and rings of 128; the conversations are longer
   int n_ended = 0, n_stopped = 0;
   int64_t longest = 0;
   for (size_t c = 0; c < std::size(cases); ++c) {
-    const Case& o = cases[c];
+    const Conversation& o = cases[c];
     SCOPED_TRACE(testing::Message() << "case " << c);
     const SpanPlan plan = tiny.uniform(o.density);
     const std::optional<std::string> system = o.has_system ? std::optional<std::string>("Be brief.") : std::nullopt;

@@ -10,7 +10,7 @@
 namespace polyspan {
 namespace {
 
-constexpr int64_t kAnswerTokens = 16;      // after "... is <": the number and what may follow
+constexpr int64_t kLineAnswerTokens = 16;  // after "... is <": the number and what may follow
 constexpr int64_t kFileAnswerTokens = 48;  // a whole sentence, which may name the line first
 
 const ChatFormat* chat_format(const Engine& engine) {
@@ -25,7 +25,7 @@ struct Line {
 PromptItem make_item(const Engine& engine, int64_t length, uint64_t seed) {
   RandomSource random{seed, static_cast<uint64_t>(length), 0x1e};
   DistinctValues values(random);
-  const int64_t budget = length - kAnswerTokens;
+  const int64_t budget = length - kLineAnswerTokens;
   // A line is more than eight tokens with any tokenizer.
   const int64_t most = std::clamp<int64_t>(budget / 8, 2, DistinctValues::n_word_pairs() * 3 / 4);
   std::vector<Line> lines;
@@ -48,9 +48,9 @@ PromptItem make_item(const Engine& engine, int64_t length, uint64_t seed) {
       largest_fitting(2, most, budget, [&](int64_t count) { return std::ssize(tokens(count)); });
   if (!n)
     throw Error::bad_input("a line-retrieval prompt of ", length, " tokens: two lines and the question need ",
-                           std::ssize(tokens(2)) + kAnswerTokens);
+                           std::ssize(tokens(2)) + kLineAnswerTokens);
   return {.tokens = tokens(*n),
-          .max_new_tokens = kAnswerTokens,
+          .max_new_tokens = kLineAnswerTokens,
           .planned_length = length,
           .rule = ScoreRule::kFirstNumber,
           .wanted = {lines[asked(*n)].number},

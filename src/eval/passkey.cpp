@@ -14,7 +14,7 @@ constexpr std::string_view kInstruction =
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. I will quiz you about "
     "the "
     "important information there.\n";
-constexpr int64_t kAnswerTokens = 8;  // room for five digits and what may follow
+constexpr int64_t kKeyAnswerTokens = 8;  // room for five digits and what may follow
 
 // "The pass key" or "The pass key of river". The answer's opening ends with its space, which is a token of its own before
 // digits: without it, SmolLM2-135M often goes on with a word.
@@ -40,7 +40,7 @@ PasskeyGenerator::PasskeyGenerator(const Tokenizer& tokenizer, const ChatFormat*
       natural_(tokenizer.encode(natural_text, {})) {}
 
 int64_t PasskeyGenerator::most_keys() { return std::ssize(nouns()); }
-int64_t PasskeyGenerator::answer_tokens() { return kAnswerTokens; }
+int64_t PasskeyGenerator::answer_tokens() { return kKeyAnswerTokens; }
 
 PasskeyPrompt PasskeyGenerator::make(FillerKind kind, int64_t n_tokens, uint64_t seed,
                                      const PasskeyVariant& variant) const {
@@ -71,7 +71,7 @@ PasskeyPrompt PasskeyGenerator::make(FillerKind kind, int64_t n_tokens, uint64_t
   const PromptFrame frame = prompt.name.empty() ? frame_
                                                 : PromptFrame(tokenizer_, format_, kInstruction, question(prompt.name),
                                                               answer_start(prompt.name));
-  const int64_t fixed = frame.size() + needle_tokens + kAnswerTokens;
+  const int64_t fixed = frame.size() + needle_tokens + kKeyAnswerTokens;
   const int64_t n_filler = n_tokens - fixed;
   if (n_filler < 1)
     throw Error::bad_input("a pass-key prompt of ", n_tokens, " tokens: the question alone needs ", fixed);
@@ -124,7 +124,7 @@ std::vector<PromptItem> passkey_items(const Engine& engine, std::string_view tex
           const uint64_t seed = options.seed * 7919 + static_cast<uint64_t>(sample + place * 1'000'003);
           PasskeyPrompt prompt = generator.make(kind, length, seed, variant);
           items.push_back({.tokens = std::move(prompt.tokens),
-                           .max_new_tokens = kAnswerTokens,
+                           .max_new_tokens = kKeyAnswerTokens,
                            .planned_length = length,
                            .rule = ScoreRule::kStartsWith,
                            .wanted = {prompt.key},

@@ -50,10 +50,10 @@ TEST(Words, ValuesAreDistinctAndNotInTheText) {
                                      values.invented_name(), values.word_pair()})
       EXPECT_TRUE(drawn.insert(value).second) << value;
   }
-  for (const std::string& value : drawn)
-    EXPECT_TRUE(std::regex_match(value, std::regex("[1-9][0-9]{6}|[0-9][0-9a-f]{7}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Z]{"
-                                                   "5}|[a-z]{6}|[A-Z][a-z]{5}|[a-z]+-[a-z]+")))
-        << value;
+  const std::regex form(
+      "[1-9][0-9]{6}|[0-9][0-9a-f]{7}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Z]{5}|[a-z]{6}|[A-Z][a-z]{5}|"
+      "[a-z]+-[a-z]+");
+  for (const std::string& value : drawn) EXPECT_TRUE(std::regex_match(value, form)) << value;
 }
 
 TEST(Ruler, EveryKindHasItsLength) {

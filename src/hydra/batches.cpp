@@ -26,8 +26,7 @@ TokenBatch gather(const TokenFile& file, const std::vector<int64_t>& begins, int
 
 torch::Tensor summed_cross_entropy(const torch::Tensor& logits, const TokenBatch& batch) {
   const torch::Tensor each =
-      torch::nn::functional::cross_entropy(not_bf16(logits).flatten(0, 1), batch.targets.flatten(),
-                                           torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone));
+      torch::cross_entropy_loss(not_bf16(logits).flatten(0, 1), batch.targets.flatten(), {}, at::Reduction::None);
   return (each * batch.mask.flatten()).sum();
 }
 

@@ -1,7 +1,7 @@
 // hydra/batches.h: which tokens a step trains on. A function of the seed and the step alone: a resumed run needs no more.
 #pragma once
 
-#include <torch/torch.h>
+#include "hydra/torch.h"
 
 #include "recipe/token_file.h"
 

@@ -1,7 +1,7 @@
 // hydra/device_memory.h: what LibTorch's allocator holds on a GPU.
 #pragma once
 
-#include <torch/torch.h>
+#include "hydra/torch.h"
 
 namespace polyspan {
 

@@ -251,7 +251,7 @@ TEST(HydraModel, Bf16IsNearFloat32) {
     }
     EXPECT_FALSE(Bf16Products::are_on(torch::kCPU));
     logits[bf16] = not_bf16(out.logits).detach();
-    torch::nn::functional::cross_entropy(not_bf16(out.logits).flatten(0, 1), tokens.roll(-1, 1).flatten()).backward();
+    torch::cross_entropy_loss(not_bf16(out.logits).flatten(0, 1), tokens.roll(-1, 1).flatten()).backward();
     for (const char* name : {"ssm_in.weight", "moe_up.weight", "attn_k.weight", "slots_gate.weight"})
       grads[bf16].push_back(BlockParameters(model.parameters(), 1)[name].grad().clone());
   }

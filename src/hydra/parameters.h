@@ -1,7 +1,7 @@
 // hydra/parameters.h: the trained tensors of a model, by name, as model/hydra_config.h lists them.
 #pragma once
 
-#include <torch/torch.h>
+#include "hydra/torch.h"
 
 #include <cstdint>
 #include <map>

@@ -4,7 +4,7 @@
 // of its forward has ended and opens its own.
 #pragma once
 
-#include <torch/torch.h>
+#include "hydra/torch.h"
 
 namespace polyspan {
 

@@ -2,7 +2,7 @@
 // they find is added up (c10d with Gloo). The steps are those of one process, but for the order of sums.
 #pragma once
 
-#include <torch/torch.h>
+#include "hydra/torch.h"
 
 #include <cstdint>
 #include <functional>

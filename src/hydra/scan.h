@@ -7,7 +7,7 @@
 // it would lose the digits of a slow decay after a fast one.
 #pragma once
 
-#include <torch/torch.h>
+#include "hydra/torch.h"
 
 #include <cstdint>
 

@@ -10,9 +10,11 @@
 
 #include "core/error.h"
 #include "io/gguf_cursor.h"
+#include "io/gguf_value_type.h"
 
 namespace polyspan {
 namespace {
+using namespace gguf_value_type;
 
 // Limits no model comes near (the largest vocabularies have 3e5 tokens, the largest models some 5,000 tensors). With
 // them a file cannot make the reader hold much more than its own size.
@@ -27,22 +29,6 @@ constexpr uint64_t kMinTensorBytes = 8 + 1 + 4 + 8 + 4 + 8;  // length, one char
 constexpr uint64_t kMinAlignment = 8;                        // the format's: makes every tensor safe to read as floats
 constexpr uint64_t kMaxAlignment = uint64_t{1} << 20;
 constexpr uint64_t kDefaultAlignment = 32;
-
-enum ValueType : uint32_t {
-  kU8 = 0,
-  kI8 = 1,
-  kU16 = 2,
-  kI16 = 3,
-  kU32 = 4,
-  kI32 = 5,
-  kF32 = 6,
-  kBool = 7,
-  kString = 8,
-  kArray = 9,
-  kU64 = 10,
-  kI64 = 11,
-  kF64 = 12,
-};
 
 bool read_bool(GgufCursor& cursor) {
   const int byte = cursor.read<uint8_t>();

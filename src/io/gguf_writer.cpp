@@ -8,17 +8,16 @@
 
 #include "core/atomic_file.h"
 #include "core/error.h"
+#include "io/gguf_value_type.h"
 
 namespace polyspan {
 namespace {
+using namespace gguf_value_type;
 
 static_assert(std::endian::native == std::endian::little, "GGUF files are written without swapping bytes");
 
 constexpr size_t kAlignment = 32;  // the format's default: then no general.alignment is needed
 constexpr uint32_t kVersion = 3;
-
-// Value types of metadata.
-enum ValueType : uint32_t { kU32 = 4, kI32 = 5, kF32 = 6, kBool = 7, kString = 8, kArray = 9 };
 
 template <typename T>
 void put(std::string& out, T value) {

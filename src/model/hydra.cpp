@@ -40,7 +40,7 @@ void best_indices(const std::vector<float>& x, int64_t n, std::vector<int32_t>& 
   out.resize(static_cast<size_t>(n));
 }
 
-ModelConfig read(const GgufFile& file) {
+ModelConfig read_hydra(const GgufFile& file) {
   const HydraConfig hydra = read_hydra_config(file);
   ModelConfig config;
   config.architecture = "hydra";
@@ -64,7 +64,7 @@ std::unique_ptr<Model> make(std::unique_ptr<GgufFile> file, ModelConfig config, 
 }  // namespace
 
 extern const Architecture kHydraArchitecture;
-const Architecture kHydraArchitecture = {"hydra", read, make};
+const Architecture kHydraArchitecture = {"hydra", read_hydra, make};
 
 HydraEngineModel::HydraEngineModel(std::unique_ptr<GgufFile> file, ModelConfig config, OpContext& context,
                                    Progress& progress)

@@ -11,17 +11,17 @@
 namespace polyspan {
 namespace {
 
-constexpr int64_t kMaxWidth = 1 << 20, kMaxCount = 1 << 16, kMaxVocab = 1 << 24;
+constexpr int64_t kMaxHydraWidth = 1 << 20, kMaxCount = 1 << 16, kMaxHydraVocab = 1 << 24;
 
 // The whole numbers of a configuration by their keys in a GGUF file (after "hydra.") and in a TOML file, with their limits.
 template <typename Config, typename Visit>
 void for_each_size(Config& c, Visit visit) {
-  visit("embedding_length", c.d_model, 1, kMaxWidth);
+  visit("embedding_length", c.d_model, 1, kMaxHydraWidth);
   visit("block_count", c.n_layers, 1, 1024);
   visit("context_length", c.context_length, 1, int64_t{1} << 31);
   visit("chunk_length", c.chunk_len, 1, 4096);
-  visit("controller.rank", c.controller_rank, 1, kMaxWidth);
-  visit("ssm.inner_size", c.d_inner, 1, kMaxWidth);
+  visit("controller.rank", c.controller_rank, 1, kMaxHydraWidth);
+  visit("ssm.inner_size", c.d_inner, 1, kMaxHydraWidth);
   visit("ssm.head_length", c.ssm_head_dim, 1, 1024);
   visit("ssm.state_size", c.d_state, 1, 1024);
   visit("ssm.conv_kernel", c.d_conv, 1, 64);
@@ -34,15 +34,15 @@ void for_each_size(Config& c, Visit visit) {
   visit("moe.interval", c.moe_every, 0, 1024);
   visit("moe.expert_count", c.n_experts, 1, kMaxCount);
   visit("moe.expert_used_count", c.n_active_experts, 1, kMaxCount);
-  visit("moe.feed_forward_length", c.d_expert, 1, kMaxWidth);
+  visit("moe.feed_forward_length", c.d_expert, 1, kMaxHydraWidth);
   visit("workspace.slot_count", c.n_slots, 0, kMaxCount);
-  visit("workspace.slot_length", c.d_slot, 1, kMaxWidth);
-  visit("workspace.rank", c.slot_rank, 1, kMaxWidth);
+  visit("workspace.slot_length", c.d_slot, 1, kMaxHydraWidth);
+  visit("workspace.rank", c.slot_rank, 1, kMaxHydraWidth);
   visit("pkm.sub_key_count", c.n_sub_keys, 1, kMaxCount);
   visit("pkm.head_count", c.pkm_heads, 1, 1024);
   visit("pkm.top", c.pkm_top, 1, kMaxCount);
-  visit("pkm.query_length", c.d_pkm_query, 2, kMaxWidth);
-  visit("pkm.value_length", c.d_value, 1, kMaxWidth);
+  visit("pkm.query_length", c.d_pkm_query, 2, kMaxHydraWidth);
+  visit("pkm.value_length", c.d_value, 1, kMaxHydraWidth);
 }
 
 void wanted_multiple(const char* key, int64_t value, const char* of, int64_t divisor) {
@@ -61,8 +61,8 @@ void HydraConfig::check() const {
     if (value < least || value > most)
       throw Error::bad_input(key, " is ", value, "; it must be between ", least, " and ", most);
   });
-  if (vocab_size < 1 || vocab_size > kMaxVocab)
-    throw Error::bad_input("vocab_size is ", vocab_size, "; it must be between 1 and ", kMaxVocab);
+  if (vocab_size < 1 || vocab_size > kMaxHydraVocab)
+    throw Error::bad_input("vocab_size is ", vocab_size, "; it must be between 1 and ", kMaxHydraVocab);
   if (!(norm_eps > 0 && norm_eps < 1))
     throw Error::bad_input("norm_eps is ", norm_eps, "; wanted a small positive number");
   if (!(rope_base > 0 && rope_base < 1e12))

@@ -4,11 +4,11 @@
 namespace polyspan {
 namespace {
 
-ModelConfig read(const GgufFile& file) { return read_transformer_config(file, RopePairing::kInterleaved); }
+ModelConfig read_llama(const GgufFile& file) { return read_transformer_config(file, RopePairing::kInterleaved); }
 
 }  // namespace
 
 extern const Architecture kLlamaArchitecture;
-const Architecture kLlamaArchitecture = {"llama", read, make_transformer};
+const Architecture kLlamaArchitecture = {"llama", read_llama, make_transformer};
 
 }  // namespace polyspan

@@ -4,7 +4,7 @@
 namespace polyspan {
 namespace {
 
-ModelConfig read(const GgufFile& file) {
+ModelConfig read_qwen2(const GgufFile& file) {
   ModelConfig config = read_transformer_config(file, RopePairing::kHalves);
   config.qkv_bias = true;
   return config;
@@ -13,6 +13,6 @@ ModelConfig read(const GgufFile& file) {
 }  // namespace
 
 extern const Architecture kQwen2Architecture;
-const Architecture kQwen2Architecture = {"qwen2", read, make_transformer};
+const Architecture kQwen2Architecture = {"qwen2", read_qwen2, make_transformer};
 
 }  // namespace polyspan

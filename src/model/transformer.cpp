@@ -11,7 +11,7 @@ namespace polyspan {
 namespace {
 
 // Tokens of one forward pass. 512 rows keep the products at their roof; the activations stay in the L2 and L3 caches.
-constexpr int64_t kMaxBatchTokens = 512;
+constexpr int64_t kMaxStepTokens = 512;
 
 }  // namespace
 
@@ -24,7 +24,7 @@ std::unique_ptr<SpanProfiler> Transformer::make_span_profiler(Progress& progress
   return std::make_unique<TransformerProfiler>(config_, weights_, context_, progress);
 }
 
-int64_t Transformer::max_batch_tokens() const { return kMaxBatchTokens; }
+int64_t Transformer::max_batch_tokens() const { return kMaxStepTokens; }
 
 void Transformer::reserve(int64_t n_tokens) {
   if (n_tokens <= act_.capacity) return;
@@ -56,7 +56,7 @@ MatmulInput Transformer::input(const std::vector<float>& values, int64_t n_token
 
 void Transformer::forward(const Batch& batch) {
   const int64_t n_tokens = static_cast<int64_t>(batch.tokens.size());
-  POLYSPAN_CHECK(n_tokens >= 1 && n_tokens <= kMaxBatchTokens);
+  POLYSPAN_CHECK(n_tokens >= 1 && n_tokens <= kMaxStepTokens);
   reserve(n_tokens);
   std::vector<int64_t> positions;
   for (const BatchSequence& sequence : batch.sequences) {

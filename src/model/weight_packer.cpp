@@ -7,7 +7,7 @@
 namespace polyspan {
 namespace {
 
-constexpr int64_t kAlignment = 4096;  // a matrix starts on a page
+constexpr int64_t kMatrixAlignment = 4096;  // a matrix starts on a page
 
 }  // namespace
 
@@ -39,7 +39,7 @@ void WeightPacker::add_rows(const GgufTensor& tensor, int64_t first_byte, int64_
     throw Error::bad_file(file_.path(), "tensor ", tensor.name, " has rows of ", d_in, " ", dtype_name(tensor.type),
                           " values; wanted a multiple of 32");
   jobs_.push_back({&tensor, first_byte, &matrix, bytes_});
-  bytes_ += (packed_bytes(tensor.type, d_out, d_in) + kAlignment - 1) / kAlignment * kAlignment;
+  bytes_ += (packed_bytes(tensor.type, d_out, d_in) + kMatrixAlignment - 1) / kMatrixAlignment * kMatrixAlignment;
   file_bytes_ += row_bytes(tensor.type, d_in) * d_out;
 }
 

@@ -122,11 +122,11 @@ void run_attention(SpanAttention& attention, const AttentionCase& c, std::span<c
 // (random signs: 23 times that). Values are below 1.
 double tolerance_of(KvType type) { return type == KvType::kQ8 ? 2e-4 : 5e-6; }
 
-struct Contexts {
+struct TwoContexts {
   OpContext one{1}, two{2};
 };
 
-void check(const AttentionCase& c, Contexts& contexts) {
+void check(const AttentionCase& c, TwoContexts& contexts) {
   SCOPED_TRACE(c.describe());
   for_each_isa([&] {
     const SequenceData data(c);
@@ -161,7 +161,7 @@ class CaseMaker {
 
 TEST(SpanAttention, DecodeMatchesReference) {
   CaseMaker maker;
-  Contexts contexts;
+  TwoContexts contexts;
   for (const int64_t n : {1, 2, 15, 16, 17, 63, 64, 65, 127, 130, 511, 512, 513, 600, 1100})  // pieces of 512 keys
     for (const int64_t span : {int64_t{1}, int64_t{16}, int64_t{63}, int64_t{64}, int64_t{65}, n - 1, n, n + 5}) {
       check(maker.make(n, 1, span), contexts);
@@ -171,7 +171,7 @@ TEST(SpanAttention, DecodeMatchesReference) {
 
 TEST(SpanAttention, PrefillMatchesReference) {
   CaseMaker maker;
-  Contexts contexts;
+  TwoContexts contexts;
   for (const int64_t n : {2, 15, 17, 63, 64, 65, 130, 600})
     for (const int64_t n_rows : {2, 31, 33, 97})
       for (const int64_t span : {int64_t{1}, int64_t{16}, int64_t{63}, int64_t{64}, int64_t{65}, n - 1, n, n + 5}) {
@@ -184,7 +184,7 @@ TEST(SpanAttention, PrefillMatchesReference) {
 
 // Every number of query heads a KV head has in known models, in every cache type: decode takes eight at once.
 TEST(SpanAttention, EveryGroupSize) {
-  Contexts contexts;
+  TwoContexts contexts;
   for (const KvType type : kKvTypes)
     for (int64_t n_rep = 1; n_rep <= 17; ++n_rep)
       for (const int64_t n_rows : {1, 9}) {
@@ -249,7 +249,7 @@ TEST(SpanAttention, BatchEqualsEachAlone) {
 
 // Keys, values and queries from nothing to the smallest floats: whatever is scaled to 8 bits must not divide by them.
 TEST(SpanAttention, TinyNumbers) {
-  Contexts contexts;
+  TwoContexts contexts;
   for (const KvType type : kKvTypes)
     for (const float scale : {0.0f, 1e-45f, 1e-40f, 1e-36f, 1e-33f, 1e-31f})
       for (const int64_t n_rows : {1, 3}) {
@@ -280,7 +280,7 @@ TEST(SpanAttention, TinyNumbers) {
 
 // A key that a head may not see has no influence to the bit: neither its value nor its key, however large.
 TEST(SpanAttention, InvisibleKeysHaveNoInfluence) {
-  Contexts contexts;
+  TwoContexts contexts;
   for (const KvType type : kKvTypes)
     for (const int64_t n_rows : {1, 20}) {
       AttentionCase c{.type = type,

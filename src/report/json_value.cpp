@@ -30,7 +30,7 @@ std::string shown(const Json& json) {
   return out;
 }
 
-std::string number_text(double value) {
+std::string shown_number(double value) {
   std::ostringstream out;
   out.precision(12);
   out << value;
@@ -71,7 +71,7 @@ std::vector<JsonValue> JsonValue::items(size_t most) const {
 double JsonValue::number(double least, double most) const {
   const double value = json_->is_number() ? json_->get<double>() : NAN;
   if (!std::isfinite(value) || value < least || value > most)
-    wrong("a number from " + number_text(least) + " to " + number_text(most));
+    wrong("a number from " + shown_number(least) + " to " + shown_number(most));
   return value;
 }
 

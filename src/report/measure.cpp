@@ -16,7 +16,7 @@
 namespace polyspan::report {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 // Decoding is timed over the last 96 tokens of a length.
 constexpr int64_t kDecodeTokens = 32, kDecodeReps = 3, kPrefillReps = 1;
@@ -65,10 +65,10 @@ bool is_measured(const Task& task, const MeasureOptions& options, int64_t n_prom
   return !rows.empty() && (!options.n_samples || rows[0].at("n").integer(0, INT64_MAX) >= n_prompts);
 }
 
-Json rows_of(Engine& engine, const Task& task, std::span<const PromptItem> items, KvType type, uint64_t seed,
-             Progress& progress) {
+OrderedJson rows_of(Engine& engine, const Task& task, std::span<const PromptItem> items, KvType type, uint64_t seed,
+                    Progress& progress) {
   const PlanAt& plan_at = task.subject->plan_at;
-  Json rows = Json::array();
+  OrderedJson rows = OrderedJson::array();
   if (!task.is_speed) {
     const std::vector<ItemResult> results = evaluate_items(engine, plan_at, items, type, progress);
     for (const EvalRow& row : summarize(items, results)) rows.push_back(to_json(row, "passkey"));
@@ -142,9 +142,9 @@ void measure_run(const RunData& run, Engine& engine, const std::filesystem::path
   if (error) throw Error::io(run.folder / "measured", "cannot be made: ", error.message());
   WholeProgress whole(progress, "measuring", total);
   for (const auto& [task, items] : tasks) {
-    Json rows = rows_of(engine, task, *items, type, options.seed, whole);
+    OrderedJson rows = rows_of(engine, task, *items, type, options.seed, whole);
     const ResultHead head{model.string(), task.subject->plan_file, options.kv_type, options.seed};
-    Json document = task.is_speed ? bench_document(head, engine, rows) : eval_document(head, "passkey", 1);
+    OrderedJson document = task.is_speed ? bench_document(head, engine, rows) : eval_document(head, "passkey", 1);
     if (!task.is_speed) document["rows"] = std::move(rows);
     document["density"] = task.subject->plan.density;
     document["plan_name"] = task.subject->plan.name;

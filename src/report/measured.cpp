@@ -11,7 +11,7 @@
 namespace polyspan::report {
 namespace {
 
-constexpr int64_t kMaxLength = int64_t{1} << 31;
+constexpr int64_t kMaxTokens = int64_t{1} << 31;
 constexpr size_t kMaxRows = 1 << 16;
 
 void add_once(std::vector<std::string>& list, const std::string& text) {
@@ -41,15 +41,15 @@ Result& result_of(std::vector<Result>& results, const MeasuredPlan& plan, int64_
 void read_retrieval(const JsonValue& root, const MeasuredPlan& plan, Measurements& measured) {
   for (const JsonValue& row : root.at("rows").items(kMaxRows)) {
     Retrieval result{.plan = plan,
-                     .length = row.at("length").integer(1, kMaxLength),
-                     .n = row.at("n").integer(1, kMaxLength),
+                     .length = row.at("length").integer(1, kMaxTokens),
+                     .n = row.at("n").integer(1, kMaxTokens),
                      .accuracy = row.at("accuracy").number(0, 1),
                      .depths = {}};
     if (const auto depths = row.find("depths"))
       for (const JsonValue& cell : depths->items(1000))
         result.depths.push_back({.depth = cell.at("depth").number(0, 1),
                                  .accuracy = cell.at("accuracy").number(0, 1),
-                                 .n = cell.at("n").integer(1, kMaxLength)});
+                                 .n = cell.at("n").integer(1, kMaxTokens)});
     std::sort(result.depths.begin(), result.depths.end(),
               [](const DepthCell& a, const DepthCell& b) { return a.depth < b.depth; });
     result_of(measured.retrieval, plan, result.length) = result;
@@ -60,9 +60,9 @@ void read_speed(const JsonValue& root, const MeasuredPlan& plan, Measurements& m
   const auto planned = root.find("length");
   for (const JsonValue& row : root.at("rows").items(kMaxRows)) {
     const JsonValue test = row.at("test");
-    const int64_t n_tokens = row.at("n_tokens").integer(1, kMaxLength), depth = row.at("depth").integer(0, kMaxLength);
+    const int64_t n_tokens = row.at("n_tokens").integer(1, kMaxTokens), depth = row.at("depth").integer(0, kMaxTokens);
     const double rate = row.at("tokens_per_s").number(0, 1e12);
-    const int64_t length = planned ? planned->integer(1, kMaxLength) : std::max<int64_t>(1, depth + n_tokens);
+    const int64_t length = planned ? planned->integer(1, kMaxTokens) : std::max<int64_t>(1, depth + n_tokens);
     Speed& speed = result_of(measured.speed, plan, length);
     if (test.text() == "prefill") {
       speed.prefill_tokens_per_s = rate;

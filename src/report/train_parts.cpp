@@ -22,7 +22,7 @@ std::string plain_number(double value) {
   return out.str();
 }
 
-std::string strong(const std::string& text) { return "<strong>" + text + "</strong>"; }
+std::string bold(const std::string& text) { return "<strong>" + text + "</strong>"; }
 
 bool is_hydra(const TrainRun& run) { return run.config.architecture == "hydra"; }
 bool has_held_out(const TrainRun& run) { return !run.config.valid_tokens.empty(); }
@@ -144,7 +144,7 @@ std::string training_header(const TrainRun& run) {
                     count_text(last) + " of " + count_text(total) + " \xc2\xb7 seed " + std::to_string(run.config.seed),
                 "sub");
   if (last < total)
-    out += paragraph(strong("This run is not finished") + ": step " + count_text(last) + " of " + count_text(total) +
+    out += paragraph(bold("This run is not finished") + ": step " + count_text(last) + " of " + count_text(total) +
                          " is the last that is logged. The page shows what is there.",
                      "notice");
   std::string lead = "The training loss went from " + number_text(run.steps.front().loss, 3) + " at step " +
@@ -152,7 +152,7 @@ std::string training_header(const TrainRun& run) {
                      count_text(last) + ".";
   if (const EvalRow* eval = last_eval(run))
     lead += " Evaluated " + eval_name(run) + " at step " + count_text(eval->step) + ": loss " +
-            number_text(eval->loss, 3) + ", accuracy " + strong(percent_text(eval->accuracy)) + ".";
+            number_text(eval->loss, 3) + ", accuracy " + bold(percent_text(eval->accuracy)) + ".";
   out += paragraph(lead, "lead") + stages_table(run);
   out +=
       "<nav aria-label=\"Sections\"><a href=\"#loss\">Loss</a> <a href=\"#evaluation\">Evaluation</a> <a "
