@@ -10,7 +10,7 @@
 namespace polyspan::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kNormThreads = 512;
 
 unsigned grid_of(int64_t n) {
   return static_cast<unsigned>(std::clamp<int64_t>((n + kThreads - 1) / kThreads, 1, 1 << 16));
@@ -23,15 +23,35 @@ void visit_activation(ActivationType type, void* out, Visit visit) {
   if (type == ActivationType::kBF16) visit(static_cast<__nv_bfloat16*>(out));
 }
 
-// The sum over a block of kThreads. Shared memory: 32 floats.
+// The sum over a block of kNormThreads. Shared memory: 64 bytes.
 __device__ float block_sum(float value) {
-  __shared__ float warps[kThreads / 32];
+  __shared__ float warps[kNormThreads / 32];
   value = warp_sum(value);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
   __syncthreads();
   float all = 0;
-  for (int i = 0; i < kThreads / 32; ++i) all += warps[i];
+  for (int i = 0; i < kNormThreads / 32; ++i) all += warps[i];
   return all;
+}
+
+// kN values at once: 4, aligned to 4 of them, or 1.
+template <int kN>
+__device__ void load_floats(const float* from, float (&values)[kN]) {
+  if constexpr (kN == 4) {
+    const float4 v = *reinterpret_cast<const float4*>(from);
+    values[0] = v.x, values[1] = v.y, values[2] = v.z, values[3] = v.w;
+  } else {
+    values[0] = *from;
+  }
+}
+template <typename T, int kN>
+__device__ void store_floats(const float (&values)[kN], T* to) {
+  struct alignas(sizeof(T) * kN) Vector {
+    T value[kN];
+  } vector;
+#pragma unroll
+  for (int i = 0; i < kN; ++i) vector.value[i] = from_float<T>(values[i]);
+  *reinterpret_cast<Vector*>(to) = vector;
 }
 
 template <typename T>
@@ -53,22 +73,57 @@ __global__ void embed_blocks_kernel(DeviceMatrix table, const int32_t* tokens, f
   }
 }
 
-template <typename T>
-__global__ void rmsnorm_kernel(const float* x, const int32_t* rows, const float* weight, int64_t d, float eps, T* out) {
+// A row a block; its first kKept * kStep values stay in registers. REQUIRES: d % kN == 0.
+template <typename T, int kN>
+__global__ void __launch_bounds__(kNormThreads)
+    rmsnorm_kernel(const float* x, const int32_t* rows, const float* weight, int64_t d, float eps, T* out) {
+  constexpr int kKept = 4, kStep = kN * kNormThreads;
   const float* const row = x + (rows == nullptr ? int64_t{blockIdx.x} : int64_t{rows[blockIdx.x]}) * d;
-  float squares = 0;
-  for (int64_t i = threadIdx.x; i < d; i += kThreads) squares += row[i] * row[i];
+  const int n = static_cast<int>(d), first = kN * static_cast<int>(threadIdx.x);
+  float kept[kKept][kN] = {}, squares = 0;
+#pragma unroll
+  for (int part = 0; part < kKept; ++part)
+    if (first + part * kStep < n) load_floats(row + first + part * kStep, kept[part]);
+#pragma unroll
+  for (int part = 0; part < kKept; ++part)
+#pragma unroll
+    for (int i = 0; i < kN; ++i) squares += kept[part][i] * kept[part][i];
+  for (int at = first + kKept * kStep; at < n; at += kStep) {
+    float values[kN];
+    load_floats(row + at, values);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) squares += values[i] * values[i];
+  }
   const float scale = rsqrtf(block_sum(squares) / static_cast<float>(d) + eps);
-  for (int64_t i = threadIdx.x; i < d; i += kThreads)
-    out[blockIdx.x * d + i] = from_float<T>(row[i] * scale * weight[i]);
+  const auto finish = [&](int at, float(&values)[kN]) {
+    float factors[kN];
+    load_floats(weight + at, factors);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) values[i] *= scale * factors[i];
+    store_floats(values, out + blockIdx.x * d + at);
+  };
+#pragma unroll
+  for (int part = 0; part < kKept; ++part)
+    if (first + part * kStep < n) finish(first + part * kStep, kept[part]);
+  for (int at = first + kKept * kStep; at < n; at += kStep) {
+    float values[kN];
+    load_floats(row + at, values);
+    finish(at, values);
+  }
 }
 
-template <typename T>
-__global__ void swiglu_kernel(const float* gate_up, int64_t n, int64_t d_ff, T* out) {
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += int64_t{gridDim.x} * kThreads) {
-    const int64_t token = i / d_ff, channel = i % d_ff;
-    const float gate = gate_up[token * 2 * d_ff + channel], up = gate_up[token * 2 * d_ff + d_ff + channel];
-    out[i] = from_float<T>(gate / (1.0f + __expf(-gate)) * up);
+// A block: kN * kThreads channels of tokens blockIdx.y, + gridDim.y, ... REQUIRES: d_ff % kN == 0.
+template <typename T, int kN>
+__global__ void swiglu_kernel(const float* gate_up, int64_t n_tokens, int64_t d_ff, T* out) {
+  const int64_t channel = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kN;
+  if (channel >= d_ff) return;
+  for (int64_t token = blockIdx.y; token < n_tokens; token += gridDim.y) {
+    float gate[kN], up[kN];
+    load_floats(gate_up + token * 2 * d_ff + channel, gate);
+    load_floats(gate_up + token * 2 * d_ff + d_ff + channel, up);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+    store_floats(gate, out + token * d_ff + channel);
   }
 }
 
@@ -235,16 +290,25 @@ void embed(const DeviceMatrix& table, const int32_t* tokens, int64_t n_tokens, f
 
 void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n_rows, int64_t d, float eps,
              ActivationType out_type, void* out, const Stream& stream) {
-  visit_activation(out_type, out, [&](auto* to) {
-    rmsnorm_kernel<<<static_cast<unsigned>(n_rows), kThreads, 0, stream.get()>>>(x, rows, weight, d, eps, to);
+  const unsigned grid = static_cast<unsigned>(n_rows);
+  visit_activation(out_type, out, [&]<typename T>(T* to) {
+    if (d % 4 == 0)
+      rmsnorm_kernel<T, 4><<<grid, kNormThreads, 0, stream.get()>>>(x, rows, weight, d, eps, to);
+    else
+      rmsnorm_kernel<T, 1><<<grid, kNormThreads, 0, stream.get()>>>(x, rows, weight, d, eps, to);
   });
   check_launch("rmsnorm");
 }
 
 void swiglu(const float* gate_up, int64_t n_tokens, int64_t d_ff, ActivationType out_type, void* out,
             const Stream& stream) {
-  visit_activation(out_type, out, [&](auto* to) {
-    swiglu_kernel<<<grid_of(n_tokens * d_ff), kThreads, 0, stream.get()>>>(gate_up, n_tokens * d_ff, d_ff, to);
+  const int64_t at_once = d_ff % 4 == 0 ? 4 : 1, width = (d_ff + at_once * kThreads - 1) / (at_once * kThreads);
+  const dim3 grid(static_cast<unsigned>(width), static_cast<unsigned>(std::min<int64_t>(n_tokens, 65535)));
+  visit_activation(out_type, out, [&]<typename T>(T* to) {
+    if (at_once == 4)
+      swiglu_kernel<T, 4><<<grid, kThreads, 0, stream.get()>>>(gate_up, n_tokens, d_ff, to);
+    else
+      swiglu_kernel<T, 1><<<grid, kThreads, 0, stream.get()>>>(gate_up, n_tokens, d_ff, to);
   });
   check_launch("swiglu");
 }

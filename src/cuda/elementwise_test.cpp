@@ -24,7 +24,7 @@ TEST(Elementwise, RmsnormAndSwiglu) {
   POLYSPAN_NEEDS_GPU();
   const Stream stream;
   Random random(1);
-  for (const int64_t d : {8, 96, 255, 4096})
+  for (const int64_t d : {8, 96, 255, 2051, 4096, 8196})
     for (const ActivationType type : kActivations) {
       const int64_t n = 3;
       const std::vector<float> x = random.vector(n * d, 3.0f), w = random.vector(d),

@@ -1,12 +1,13 @@
-// One block a row; the row is read from L2 once for a greedy token, twice for a top_k of at most 256, else up to 28 times.
+// One block a row; the row is read from L2 once for a greedy token, twice for a top_k of at most 256, else 6 times as a rule.
 //
 // Small top_k: the k-th largest of the threads' largest logits is a lower bound of the k-th largest of all. What is not below
 // it, little more than k logits as a rule, is sorted in shared memory, and one thread goes through it as the CPU does.
-// Everything else, equal logits by the thousand too: the place in the order at which a running sum (of candidates or of weights)
-// reaches a target is found by cutting the range of keys into 16 parts, adding up each, and going on in one of them. A thread has
-// its own sums, and they are added in a fixed order.
-// Shared memory: 129 KB. Bound by latency. On an H100 a top_k of 40 takes 0.02 to 0.05 ms more than a greedy token, a top_p alone
-// 0.2 ms at 32,000 logits and 0.8 ms at 128,256: it computes most weights three times, in double, on one multiprocessor.
+// Everything else: the place in the order at which a running sum of weights reaches a target. A sample of the row gives the borders
+// of 16 parts of about the same weight. Each part's weight is added up once; the part in which a target lies is listed in
+// shared memory, where it fits, and cut into 8 parts again and again, down to one key. A thread has its own sums, and they are
+// added in a fixed order. The order of logits, not their bits, decides how long it takes: what does not fit (equal logits by
+// the thousand fit, they are one key) is read from L2 in each of up to 11 rounds.
+// Shared memory: 129 KB. Bound by latency and, where all weights are computed, by exp in double on one multiprocessor.
 #include "core/error.h"
 #include "cuda/number.cuh"
 #include "cuda/sample.h"
@@ -15,17 +16,33 @@ namespace polyspan::cuda {
 namespace {
 
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
-constexpr int kMostSorted = 2048, kParts = 16;
+constexpr int kMostSorted = 2048;
+constexpr int kParts = 16;                                        // of the row, by a sample
+constexpr int kKeyParts = 8;                                      // of a range of keys
+constexpr int kMostListed = 2 * (kParts - kKeyParts) * kThreads;  // keys in place of sums
+constexpr int kLoads = 8;                                         // of a thread at once
 
 struct Shared {
   union {
     double sums[kParts][kThreads];  // of a thread
     struct {
+      double sums[kKeyParts][kThreads];
+      uint32_t keys[kMostListed];
+    } list;
+    struct {
       uint64_t entries[kMostSorted];
       double weights[kMostOrderedCandidates];
     } sorted;
+    struct {
+      uint64_t entries[kThreads];
+      double running[kThreads];
+    } sample;
   };
-  double totals[kParts];
+  double totals[kParts];        // of the last add_up
+  double part_weights[kParts];  // of the row's parts
+  uint32_t part_begin[kParts];  // part p: keys from part_begin[p] to below part_begin[p - 1]; descending
+  double warp_sums[kWarps];
+  uint32_t least;
   uint64_t best[kWarps];
   int counts[kWarps];
   int n_sorted, token;
@@ -52,6 +69,27 @@ struct Row {
   int n;
   double largest, temperature;
   __device__ double weight(uint32_t key) const { return exp((logit_of(key) - largest) / temperature); }
+  // visit(key, id) of this thread's logits, without NaN, in order of ids.
+  template <typename Visit>
+  __device__ void each(Visit visit) const {
+    for (int base = static_cast<int>(threadIdx.x); base < n; base += kLoads * kThreads) {
+      float loaded[kLoads];
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) loaded[j] = base + j * kThreads < n ? logits[base + j * kThreads] : NAN;
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j)
+        if (const uint32_t key = key_of(loaded[j]); key != 0) visit(key, base + j * kThreads);
+    }
+  }
+};
+// Keys in shared memory.
+struct List {
+  const uint32_t* keys;
+  int n;
+  template <typename Visit>
+  __device__ void each(Visit visit) const {
+    for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) visit(keys[i], i);
+  }
 };
 
 // Descending, `n` a power of two. Bitonic.
@@ -88,10 +126,7 @@ __device__ void add_up(int n_parts, Shared& shared) {
 template <typename Measure>
 __device__ double total_of(const Row& row, Measure measure, Shared& shared) {
   double sum = 0.0;
-  for (int i = threadIdx.x; i < row.n; i += kThreads) {
-    const uint32_t key = key_of(row.logits[i]);
-    if (key != 0) sum += measure(key);
-  }
+  row.each([&](uint32_t key, int) { sum += measure(key); });
   __syncthreads();  // the last totals have been read
   shared.sums[0][threadIdx.x] = sum;
   add_up(1, shared);
@@ -104,27 +139,28 @@ struct Place {
   double before, sum;
 };
 
-// Where the running sum of measure(key), largest keys first, reaches `target` (passes it, unless `inclusive`); the last
-// candidate whose measure is not 0 where it does not. REQUIRES: some measure up to key `highest` is not 0.
-template <typename Measure>
-__device__ Place find_place(const Row& row, uint32_t highest, Measure measure, double target, bool inclusive,
-                            Shared& shared) {
-  uint32_t low = 1, high = highest;
-  Place place{0, 0.0, 0.0};
+// Where the running sum of measure(key), largest keys first, reaches `target` (passes it, unless `inclusive`), of the keys from
+// `low` to `high`; the last candidate whose measure is not 0 where it does not. `before`: of the keys above `high`.
+// REQUIRES: some measure of such a key is not 0.
+template <typename Keys, typename Measure>
+__device__ Place find_key(const Keys& keys, uint32_t low, uint32_t high, double before, Measure measure, double target,
+                          bool inclusive, Shared& shared) {
+  constexpr int kBits = 3;
+  static_assert(kKeyParts == 1 << kBits);
+  Place place{0, before, 0.0};
   for (bool last = false; !last;) {
     const int bits = 32 - __clz(static_cast<int>(high - low)),
-              shift = bits > 4 ? bits - 4 : 0;  // parts of 2^shift keys
+              shift = bits > kBits ? bits - kBits : 0;  // parts of 2^shift keys
     last = shift == 0;
-    __syncthreads();  // the last totals have been read
-    for (int part = 0; part < kParts; ++part) shared.sums[part][threadIdx.x] = 0.0;
-    for (int i = threadIdx.x; i < row.n; i += kThreads) {
-      const uint32_t key = key_of(row.logits[i]);
+    __syncthreads();  // the last totals have been read, the keys written
+    for (int part = 0; part < kKeyParts; ++part) shared.sums[part][threadIdx.x] = 0.0;
+    keys.each([&](uint32_t key, int) {
       if (key >= low && key <= high) shared.sums[(key - low) >> shift][threadIdx.x] += measure(key);
-    }
-    add_up(kParts, shared);
+    });
+    add_up(kKeyParts, shared);
     double running = place.before;
     uint32_t chosen = 0;
-    for (int part = kParts - 1; part >= 0; --part) {
+    for (int part = kKeyParts - 1; part >= 0; --part) {
       const double sum = shared.totals[part];
       if (!(sum > 0.0)) continue;
       chosen = static_cast<uint32_t>(part);
@@ -140,26 +176,128 @@ __device__ Place find_place(const Row& row, uint32_t highest, Measure measure, d
   return place;
 }
 
-// The index-th candidate of this key, in order of ids.
+// Cuts the row into parts of about the same weight, by every n / kThreads-th logit, and adds up their weights; returns the sum.
+__device__ double weigh_parts(const Row& row, Shared& shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t sampled = key_of(row.logits[int64_t{threadIdx.x} * row.n / kThreads]);
+  __syncthreads();  // what lies there has been read
+  shared.sample.entries[threadIdx.x] = entry_of(sampled, static_cast<int>(threadIdx.x));
+  if (threadIdx.x < kParts) shared.part_begin[threadIdx.x] = 1;
+  sort(shared.sample.entries, kThreads);
+  const uint32_t key = key_in(shared.sample.entries[threadIdx.x]);
+  double running = key == 0 ? 0.0 : row.weight(key);
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const double other = __shfl_up_sync(0xffffffffu, running, offset);
+    if (lane >= offset) running += other;
+  }
+  if (lane == 31) shared.warp_sums[warp] = running;
+  __syncthreads();
+  double all = 0.0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp) running += all;
+    all += shared.warp_sums[w];
+  }
+  shared.sample.running[threadIdx.x] = running;
+  __syncthreads();
+  if (all > 0.0) {  // this sample is a border wherever the running sum passes a multiple of all / kParts
+    const double before = threadIdx.x == 0 ? 0.0 : shared.sample.running[threadIdx.x - 1];
+    const int first = static_cast<int>(before / all * kParts), end = static_cast<int>(running / all * kParts);
+    for (int part = first; part < min(end, kParts - 1); ++part) atomicMax(&shared.part_begin[part], key);
+  }
+  __syncthreads();
+  for (int part = 0; part < kParts; ++part) shared.sums[part][threadIdx.x] = 0.0;
+  row.each([&](uint32_t at, int) {
+    int part = 0;
+#pragma unroll
+    for (int step = kParts / 2; step > 0; step /= 2)
+      if (at < shared.part_begin[part + step - 1]) part += step;
+    shared.sums[part][threadIdx.x] += row.weight(at);
+  });
+  add_up(kParts, shared);
+  double total = 0.0;
+  for (int part = 0; part < kParts; ++part) total += shared.totals[part];
+  if (threadIdx.x < kParts) shared.part_weights[threadIdx.x] = shared.totals[threadIdx.x];
+  __syncthreads();
+  return total;
+}
+
+// Where the running sum of weights reaches (or passes) `target`, of keys from `lowest` on; otherwise as find_key.
+// REQUIRES: weigh_parts(row); `lowest` is 1 or a key of the row.
+__device__ Place find_weight(const Row& row, uint32_t lowest, uint32_t highest, double target, bool inclusive,
+                             Shared& shared) {
+  double before = 0.0, running = 0.0;
+  uint32_t low = lowest, high = highest;
+  for (int part = 0; part < kParts; ++part) {
+    const uint32_t part_high = part == 0 ? highest : shared.part_begin[part - 1] - 1;
+    if (part_high < lowest) break;
+    if (!(shared.part_weights[part] > 0.0)) continue;
+    before = running;
+    low = max(lowest, shared.part_begin[part]);
+    high = part_high;
+    running += shared.part_weights[part];
+    if (inclusive ? running >= target : running > target) break;
+  }
+  const auto weight = [&](uint32_t key) { return row.weight(key); };
+
+  // A thread's keys lie together in the list, in order: sums do not depend on the run.
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int n = 0;
+  row.each([&](uint32_t key, int) { n += key >= low && key <= high; });
+  int end = n;
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(0xffffffffu, end, offset);
+    if (lane >= offset) end += other;
+  }
+  __syncthreads();  // counts and sums have been read
+  if (lane == 31) shared.counts[warp] = end;
+  __syncthreads();
+  int n_listed = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp) end += n_listed;
+    n_listed += shared.counts[w];
+  }
+  if (n_listed > kMostListed || low == high) return find_key(row, low, high, before, weight, target, inclusive, shared);
+  int at = end - n;
+  row.each([&](uint32_t key, int) {
+    if (key >= low && key <= high) shared.list.keys[at++] = key;
+  });
+  return find_key(List{shared.list.keys, n_listed}, low, high, before, weight, target, inclusive, shared);
+}
+
+// The index-th candidate of this key (the last, where there are fewer), in order of ids. A warp has neighbouring ids.
 __device__ int nth_of_key(const Row& row, uint32_t key, int index, Shared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int seen = 0;
-  for (int base = 0; base < row.n; base += kThreads) {
-    const int i = base + static_cast<int>(threadIdx.x);
-    const bool is = i < row.n && key_of(row.logits[i]) == key;
-    const int n = __syncthreads_count(is);
-    if (seen + n <= index) {
-      seen += n;
-      continue;
+  const int share = (row.n + kThreads - 1) / kThreads * 32, begin = warp * share, end = min(row.n, begin + share);
+  const auto each_ballot = [&](auto visit) {  // visit(first id, which of the 32 ids from there are of this key)
+    for (int base = begin; base < end; base += kLoads * 32) {
+      float loaded[kLoads];
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const int i = base + j * 32 + lane;
+        loaded[j] = i < end ? row.logits[i] : NAN;
+      }
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) visit(base + j * 32, __ballot_sync(0xffffffffu, key_of(loaded[j]) == key));
     }
-    const unsigned others = __ballot_sync(0xffffffffu, is);
-    if (lane == 0) shared.counts[warp] = __popc(others);
-    __syncthreads();
-    int rank = seen + __popc(others & ((1u << lane) - 1));
-    for (int w = 0; w < warp; ++w) rank += shared.counts[w];
-    if (is && rank == index) shared.token = i;
-    break;
+  };
+  int n = 0;
+  each_ballot([&](int, unsigned ids) { n += __popc(ids); });
+  __syncthreads();  // counts have been read
+  if (lane == 0) shared.counts[warp] = n;
+  __syncthreads();
+  int before = 0, all = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < warp) before += shared.counts[w];
+    all += shared.counts[w];
   }
+  index = min(index, all - 1);
+  if (index >= before && index < before + n)
+    each_ballot([&](int first, unsigned ids) {
+      if (index >= before && index < before + __popc(ids) && (ids >> lane & 1u) != 0 &&
+          before + __popc(ids & ((1u << lane) - 1)) == index)
+        shared.token = first + lane;
+      before += __popc(ids);
+    });
   __syncthreads();
   return shared.token;
 }
@@ -172,12 +310,11 @@ __device__ int choose_among_few(const Row& row, const TokenRule& rule, uint64_t 
   sort(shared.sorted.entries, kThreads);
   const uint32_t least = max(1u, key_in(shared.sorted.entries[rule.top_k - 1]));
   __syncthreads();  // read by all before entries are written
-  for (int i = threadIdx.x; i < row.n; i += kThreads) {
-    const uint32_t key = key_of(row.logits[i]);
-    if (key < least) continue;
+  row.each([&](uint32_t key, int id) {
+    if (key < least) return;
     const int at = atomicAdd(&shared.n_sorted, 1);
-    if (at < kMostSorted) shared.sorted.entries[at] = entry_of(key, i);
-  }
+    if (at < kMostSorted) shared.sorted.entries[at] = entry_of(key, id);
+  });
   __syncthreads();
   const int n = shared.n_sorted;
   if (n > kMostSorted) return -1;
@@ -207,26 +344,23 @@ __device__ int choose_among_few(const Row& row, const TokenRule& rule, uint64_t 
 }
 
 __device__ int choose_among_all(const Row& row, const TokenRule& rule, uint32_t highest, Shared& shared) {
-  const auto weight = [&](uint32_t key) { return row.weight(key); };
-  // Kept: the keys above cut_key and the first `n_equal` candidates of it (0: all of them).
+  // Kept: the keys above cut_key and the first `n_equal` candidates of it (0: all of them). `before`: the weight of the former.
   uint32_t cut_key = 1;
-  double n_equal = 0.0, before = 0.0, total;
+  double n_equal = 0.0, before = 0.0;
   bool is_cut = false;
   if (rule.top_k > 0) {
-    const Place place = find_place(
-        row, highest, [](uint32_t) { return 1.0; }, rule.top_k, true, shared);
+    const Place place = find_key(
+        row, 1, highest, 0.0, [](uint32_t) { return 1.0; }, rule.top_k, true, shared);
     is_cut = true;
     cut_key = place.key;
     n_equal = fmin(rule.top_k - place.before, place.sum);
     before = total_of(
         row, [&](uint32_t key) { return key > cut_key ? row.weight(key) : 0.0; }, shared);
-    total = before + n_equal * row.weight(cut_key);
-  } else {
-    total = total_of(row, weight, shared);
   }
+  const double all = weigh_parts(row, shared), total = is_cut ? before + n_equal * row.weight(cut_key) : all;
   if (rule.top_p < 1.0f) {
     const double target = static_cast<double>(rule.top_p) * total;
-    const Place place = find_place(row, highest, weight, target, true, shared);
+    const Place place = find_weight(row, 1, highest, target, true, shared);
     const double equal = row.weight(place.key), n = round(place.sum / equal);
     const double kept = fmin(fmax(ceil((target - place.before) / equal), 1.0), n);
     if (!is_cut || place.key > cut_key || (place.key == cut_key && kept < n_equal)) {
@@ -236,17 +370,28 @@ __device__ int choose_among_all(const Row& row, const TokenRule& rule, uint32_t 
       before = place.before;
     }
   }
-  const auto kept_weight_of = [&](uint32_t key) {
-    const double w = key < cut_key ? 0.0 : row.weight(key);
-    return w < static_cast<double>(rule.min_p) ? 0.0 : w;
-  };
+  const auto has_weight = [&](uint32_t key) { return row.weight(key) >= static_cast<double>(rule.min_p); };
+  uint32_t lowest = cut_key;
   double kept_weight;
-  if (is_cut && row.weight(cut_key) >= static_cast<double>(rule.min_p)) {
+  if (is_cut && has_weight(cut_key)) {
     kept_weight = before + n_equal * row.weight(cut_key);
-  } else {
-    kept_weight = total_of(row, kept_weight_of, shared);
+  } else {  // min_p cuts
+    uint32_t least = highest;
+    kept_weight = total_of(
+        row,
+        [&](uint32_t key) {
+          if (key < cut_key || !has_weight(key)) return 0.0;
+          least = min(least, key);
+          return row.weight(key);
+        },
+        shared);
+    if (threadIdx.x == 0) shared.least = highest;
+    __syncthreads();
+    atomicMin(&shared.least, least);
+    __syncthreads();
+    lowest = shared.least;
   }
-  const Place place = find_place(row, highest, kept_weight_of, rule.uniform * kept_weight, false, shared);
+  const Place place = find_weight(row, lowest, highest, rule.uniform * kept_weight, false, shared);
   const double equal = row.weight(place.key);
   double index = fmax(0.0, floor((rule.uniform * kept_weight - place.before) / equal));
   index = fmin(index, (is_cut && place.key == cut_key ? n_equal : round(place.sum / equal)) - 1.0);
@@ -261,10 +406,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Row row{logits + int64_t{blockIdx.x} * n, n, 0.0, static_cast<double>(rule.temperature)};
 
   uint64_t best = 0;
-  for (int i = threadIdx.x; i < n; i += kThreads) {
-    const uint32_t key = key_of(row.logits[i]);
-    if (key != 0) best = max(best, entry_of(key, i));
-  }
+  row.each([&](uint32_t key, int id) { best = max(best, entry_of(key, id)); });
   uint64_t first = best;
   for (int offset = 16; offset > 0; offset /= 2) first = max(first, __shfl_xor_sync(0xffffffffu, first, offset));
   if (threadIdx.x % 32 == 0) shared.best[threadIdx.x / 32] = first;
