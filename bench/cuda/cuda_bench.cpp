@@ -28,8 +28,8 @@ Ceilings measure_ceilings() {
     cuda::fill_random(DType::kBF16, a.data(), n * n, 1.0f, 1, stream);
     cuda::fill_random(DType::kBF16, b.data(), n * n, 1.0f, 2, stream);
     const cuda::Blas blas(stream);
-    const double ms =
-        time_ms(stream, 10, [&] { blas.multiply(DType::kBF16, a.data(), b.data(), n, n, n, c.as<float>(), n, false); });
+    const double ms = time_ms(
+        stream, 10, [&] { blas.multiply(DType::kBF16, a.data(), b.data(), n, n, n, DType::kF32, c.data(), n, false); });
     ceilings.bf16_flops = 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n) / ms * 1e3;
   }
   return ceilings;

@@ -88,16 +88,17 @@ Blas::~Blas() {
   if (handle_ != nullptr) library().destroy(handle_);
 }
 
-void Blas::multiply(DType type, const void* w, const void* x, int64_t n_tokens, int64_t d_out, int64_t d_in, float* out,
-                    int64_t out_stride, bool add) const {
+void Blas::multiply(DType type, const void* w, const void* x, int64_t n_tokens, int64_t d_out, int64_t d_in,
+                    DType out_type, void* out, int64_t out_stride, bool add) const {
+  POLYSPAN_CHECK(out_type == DType::kF32 || out_type == type);
   // cuBLAS counts by columns: its C [d_out, n_tokens] is our out, its A [d_in, d_out] our W.
   const float alpha = 1.0f, beta = add ? 1.0f : 0.0f;
   const cudaDataType_t t = data_type(type);
-  check_blas(
-      library().gemm_ex(handle_, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(d_out), static_cast<int>(n_tokens),
-                        static_cast<int>(d_in), &alpha, w, t, static_cast<int>(d_in), x, t, static_cast<int>(d_in),
-                        &beta, out, CUDA_R_32F, static_cast<int>(out_stride), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-      "a matrix product");
+  check_blas(library().gemm_ex(handle_, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(d_out), static_cast<int>(n_tokens),
+                               static_cast<int>(d_in), &alpha, w, t, static_cast<int>(d_in), x, t,
+                               static_cast<int>(d_in), &beta, out, data_type(out_type), static_cast<int>(out_stride),
+                               CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+             "a matrix product");
 }
 
 void Blas::multiply(const BatchProduct& p, Precision precision) const {

@@ -36,9 +36,9 @@ class Blas {
   Blas& operator=(const Blas&) = delete;
 
   // out [n_tokens, out_stride] = x [n_tokens, d_in] W^T (+ out when `add`), W [d_out, d_in]; W and x of `type` (F32, F16 or
-  // BF16), sums and out in f32.
-  void multiply(DType type, const void* w, const void* x, int64_t n_tokens, int64_t d_out, int64_t d_in, float* out,
-                int64_t out_stride, bool add) const;
+  // BF16), sums in f32, out in F32 or `type` (in F16, infinite where it holds no such value).
+  void multiply(DType type, const void* w, const void* x, int64_t n_tokens, int64_t d_out, int64_t d_in, DType out_type,
+                void* out, int64_t out_stride, bool add) const;
   void multiply(const BatchProduct& product, Precision precision) const;
 
   static constexpr int64_t kWorkspaceBytes = 32 << 20;

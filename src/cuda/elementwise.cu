@@ -1,6 +1,7 @@
 #include "cuda/elementwise.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/error.h"
 #include "cuda/blocks.cuh"
@@ -34,24 +35,23 @@ __device__ float block_sum(float value) {
   return all;
 }
 
-// kN values at once: 4, aligned to 4 of them, or 1.
-template <int kN>
-__device__ void load_floats(const float* from, float (&values)[kN]) {
-  if constexpr (kN == 4) {
-    const float4 v = *reinterpret_cast<const float4*>(from);
-    values[0] = v.x, values[1] = v.y, values[2] = v.z, values[3] = v.w;
-  } else {
-    values[0] = *from;
-  }
-}
+// kN values that are read and written at once, aligned to their size.
 template <typename T, int kN>
-__device__ void store_floats(const float (&values)[kN], T* to) {
-  struct alignas(sizeof(T) * kN) Vector {
-    T value[kN];
-  } vector;
+struct alignas(sizeof(T) * kN) Values {
+  T value[kN];
+};
+template <int kN, typename T>
+__device__ void load_floats(const T* from, float (&values)[kN]) {
+  const Values<T, kN> loaded = *reinterpret_cast<const Values<T, kN>*>(from);
 #pragma unroll
-  for (int i = 0; i < kN; ++i) vector.value[i] = from_float<T>(values[i]);
-  *reinterpret_cast<Vector*>(to) = vector;
+  for (int i = 0; i < kN; ++i) values[i] = to_float(loaded.value[i]);
+}
+template <int kN, typename T>
+__device__ void store_floats(const float (&values)[kN], T* to) {
+  Values<T, kN> stored;
+#pragma unroll
+  for (int i = 0; i < kN; ++i) stored.value[i] = from_float<T>(values[i]);
+  *reinterpret_cast<Values<T, kN>*>(to) = stored;
 }
 
 template <typename T>
@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(kNormThreads)
 }
 
 // A block: kN * kThreads channels of tokens blockIdx.y, + gridDim.y, ... REQUIRES: d_ff % kN == 0.
-template <typename T, int kN>
-__global__ void swiglu_kernel(const float* gate_up, int64_t n_tokens, int64_t d_ff, T* out) {
+template <typename In, typename T, int kN>
+__global__ void swiglu_kernel(const In* gate_up, int64_t n_tokens, int64_t d_ff, T* out) {
   const int64_t channel = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kN;
   if (channel >= d_ff) return;
   for (int64_t token = blockIdx.y; token < n_tokens; token += gridDim.y) {
@@ -122,7 +122,13 @@ __global__ void swiglu_kernel(const float* gate_up, int64_t n_tokens, int64_t d_
     load_floats(gate_up + token * 2 * d_ff + channel, gate);
     load_floats(gate_up + token * 2 * d_ff + d_ff + channel, up);
 #pragma unroll
-    for (int i = 0; i < kN; ++i) gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+    for (int i = 0; i < kN; ++i) {
+      if constexpr (std::is_same_v<In, __half>) {
+        gate[i] = to_float(from_float<__half>(gate[i]));  // finite
+        up[i] = to_float(from_float<__half>(up[i]));
+      }
+      gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+    }
     store_floats(gate, out + token * d_ff + channel);
   }
 }
@@ -300,16 +306,22 @@ void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n
   check_launch("rmsnorm");
 }
 
-void swiglu(const float* gate_up, int64_t n_tokens, int64_t d_ff, ActivationType out_type, void* out,
+void swiglu(DType type, const void* gate_up, int64_t n_tokens, int64_t d_ff, ActivationType out_type, void* out,
             const Stream& stream) {
   const int64_t at_once = d_ff % 4 == 0 ? 4 : 1, width = (d_ff + at_once * kThreads - 1) / (at_once * kThreads);
   const dim3 grid(static_cast<unsigned>(width), static_cast<unsigned>(std::min<int64_t>(n_tokens, 65535)));
-  visit_activation(out_type, out, [&]<typename T>(T* to) {
-    if (at_once == 4)
-      swiglu_kernel<T, 4><<<grid, kThreads, 0, stream.get()>>>(gate_up, n_tokens, d_ff, to);
-    else
-      swiglu_kernel<T, 1><<<grid, kThreads, 0, stream.get()>>>(gate_up, n_tokens, d_ff, to);
-  });
+  const auto launch = [&]<typename In>(const In* in) {
+    visit_activation(out_type, out, [&]<typename T>(T* to) {
+      if (at_once == 4)
+        swiglu_kernel<In, T, 4><<<grid, kThreads, 0, stream.get()>>>(in, n_tokens, d_ff, to);
+      else
+        swiglu_kernel<In, T, 1><<<grid, kThreads, 0, stream.get()>>>(in, n_tokens, d_ff, to);
+    });
+  };
+  POLYSPAN_CHECK(type == DType::kF32 || type == DType::kF16 || type == DType::kBF16);
+  if (type == DType::kF32) launch(static_cast<const float*>(gate_up));
+  if (type == DType::kF16) launch(static_cast<const __half*>(gate_up));
+  if (type == DType::kBF16) launch(static_cast<const __nv_bfloat16*>(gate_up));
   check_launch("swiglu");
 }
 

@@ -16,8 +16,9 @@ void embed(const DeviceMatrix& table, const int32_t* tokens, int64_t n_tokens, f
 void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n_rows, int64_t d, float eps,
              ActivationType out_type, void* out, const Stream& stream);
 
-// out [n_tokens, d_ff] = silu(gate) * up; gate_up [n_tokens, 2 * d_ff], gate first.
-void swiglu(const float* gate_up, int64_t n_tokens, int64_t d_ff, ActivationType out_type, void* out,
+// out [n_tokens, d_ff] = silu(gate) * up; gate_up [n_tokens, 2 * d_ff] of F32, F16 or BF16, gate first. Infinite F16 counts as
+// the largest finite one.
+void swiglu(DType type, const void* gate_up, int64_t n_tokens, int64_t d_ff, ActivationType out_type, void* out,
             const Stream& stream);
 
 // Codes [n_tokens, d_in] and scales [n_tokens, d_in / 32] as quantize_activations (ops/matmul.h). REQUIRES: d_in % 32 == 0.

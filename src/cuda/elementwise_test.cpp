@@ -1,5 +1,6 @@
 #include "cuda/elementwise.h"
 
+#include "core/dtype.h"
 #include "cuda/cuda_test_util.h"
 #include "ops/rope.h"
 
@@ -54,9 +55,44 @@ TEST(Elementwise, RmsnormAndSwiglu) {
       rmsnorm(x_device.as<float>(), rows_device.as<int32_t>(), w_device.as<float>(), n, d, 1e-5f, type, out.data(),
               stream);
       EXPECT_LT(error_norm(as_floats(type, out.data(), n * d, stream), normed), bound_of(type)) << d;
-      swiglu(gate_device.as<float>(), n, d, type, out2.data(), stream);
+      swiglu(DType::kF32, gate_device.data(), n, d, type, out2.data(), stream);
       EXPECT_LT(error_norm(as_floats(type, out2.data(), n * d, stream), gated), bound_of(type)) << d;
     }
+}
+
+// Of gates and ups of 2 bytes, with values that f16 does not hold.
+TEST(Elementwise, SwigluOfShortTypes) {
+  POLYSPAN_NEEDS_GPU();
+  const Stream stream;
+  Random random(5);
+  for (const DType in : {DType::kF16, DType::kBF16})
+    for (const int64_t d : {6, 96, 255, 2052})
+      for (const ActivationType type : kActivations) {
+        const int64_t n = 3;
+        std::vector<uint16_t> gate_up;
+        std::vector<float> expected;
+        for (const float value : random.vector(n * 2 * d, 8.0f))
+          gate_up.push_back(in == DType::kF16 ? f32_to_f16(value) : f32_to_bf16(value));
+        if (in == DType::kF16) gate_up[0] = 0x7c00, gate_up[static_cast<size_t>(d)] = 0x3800;      // infinity, 1/2
+        if (in == DType::kF16) gate_up[1] = 0x0000, gate_up[static_cast<size_t>(d) + 1] = 0xfc00;  // 0, -infinity
+        const auto value_at = [&](int64_t i) {
+          const uint16_t bits = gate_up[static_cast<size_t>(i)];
+          return in == DType::kF16 ? std::clamp(f16_to_f32(bits), -65504.0f, 65504.0f) : bf16_to_f32(bits);
+        };
+        for (int64_t t = 0; t < n; ++t)
+          for (int64_t i = 0; i < d; ++i) {
+            const double gate = static_cast<double>(value_at(t * 2 * d + i)),
+                         up = static_cast<double>(value_at(t * 2 * d + d + i));
+            expected.push_back(static_cast<float>(gate / (1 + std::exp(-gate)) * up));
+          }
+        const DeviceBuffer gate_device = to_device(std::span<const uint16_t>(gate_up), "a test", stream);
+        PoisonedDevice out(n * d, stream);
+        swiglu(in, gate_device.data(), n, d, type, out.data(), stream);
+        const std::vector<float> actual = as_floats(type, out.data(), n * d, stream);
+        for (size_t i = 0; i < actual.size(); ++i)
+          EXPECT_NEAR(actual[i], expected[i], std::max(1e-5, bound_of(type)) * (std::abs(expected[i]) + 1e-3))
+              << d << " at " << i;
+      }
 }
 
 // Bias, both pairings, dimensions that are not rotated, positions past the ring's wrap; then keys and values of a chunk

@@ -199,7 +199,7 @@ std::vector<TargetScore> CudaSpanProfiler::forward(const ProfileRequest& request
     multiply(w.attn_out, b_.attention, n, mid(layer), d, true);
     norm(mid(layer), nullptr, w.ffn_norm, n);
     multiply(w.gate_up, b_.normed, n, b_.gate_up, 2 * d_ff, false);
-    swiglu(b_.gate_up, n, d_ff, ActivationType::kF32, b_.act, stream_);
+    swiglu(DType::kF32, b_.gate_up, n, d_ff, ActivationType::kF32, b_.act, stream_);
     copy_on_device(input(layer + 1), mid(layer), n * d * 4, stream_);
     multiply(w.down, b_.act, n, input(layer + 1), d, true);
   }

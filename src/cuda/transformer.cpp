@@ -16,6 +16,16 @@ namespace {
 // a small part of it).
 constexpr int64_t kMaxBatchTokens = 2048;
 constexpr int64_t kMostLogitRows = 32;
+// From so many tokens on the FFN's largest rows are of 2 bytes a value: as f32 those of llama-3-8b take 55 MB for 483 tokens, more
+// than L2 holds.
+constexpr int64_t kLeastShortTokens = 128;
+
+DType gate_up_form(std::span<const MatrixPart> parts, int64_t n_tokens) {
+  const DType type = output_type(parts[0].w.type, n_tokens);
+  const bool same = std::all_of(parts.begin(), parts.end(),
+                                [&](const MatrixPart& part) { return output_type(part.w.type, n_tokens) == type; });
+  return n_tokens >= kLeastShortTokens && same ? type : DType::kF32;
+}
 
 }  // namespace
 
@@ -144,9 +154,11 @@ DeviceInput CudaTransformer::finish_input(const Forms& forms, int64_t n_tokens, 
   return x;
 }
 
-void CudaTransformer::multiply(std::span<const Part> parts, const DeviceInput& x, float* out, int64_t out_stride,
-                               bool add) {
-  for (const Part& part : parts) products_.multiply(part.w, x, out + part.column, out_stride, add);
+void CudaTransformer::multiply(std::span<const Part> parts, const DeviceInput& x, DType out_type, void* out,
+                               int64_t out_stride, bool add) {
+  for (const Part& part : parts)
+    products_.multiply(part.w, x, out_type, static_cast<std::byte*>(out) + row_bytes(out_type, 1) * part.column,
+                       out_stride, add);
 }
 
 // x += attention(norm(x)); x += ffn(norm(x)). x_: [n_tokens, d_model].
@@ -160,22 +172,23 @@ void CudaTransformer::run_layer(int64_t layer, int64_t n_tokens, Attend attend) 
   Forms forms = forms_of(w.qkv, n_tokens);
   auto [type, to] = producer(forms);
   rmsnorm(x, nullptr, w.attn_norm, n_tokens, d_model, config_.norm_eps, type, to, stream_);
-  multiply(w.qkv, finish_input(forms, n_tokens, d_model), qkv_.as<float>(), qkv_dim, false);
+  multiply(w.qkv, finish_input(forms, n_tokens, d_model), DType::kF32, qkv_.data(), qkv_dim, false);
 
   forms = forms_of(w.attn_out, n_tokens);
   std::tie(type, to) = producer(forms);
   attend(layer, type, to);
-  multiply(w.attn_out, finish_input(forms, n_tokens, q_dim), x, d_model, true);
+  multiply(w.attn_out, finish_input(forms, n_tokens, q_dim), DType::kF32, x, d_model, true);
 
   forms = forms_of(w.gate_up, n_tokens);
   std::tie(type, to) = producer(forms);
   rmsnorm(x, nullptr, w.ffn_norm, n_tokens, d_model, config_.norm_eps, type, to, stream_);
-  multiply(w.gate_up, finish_input(forms, n_tokens, d_model), gate_up_.as<float>(), 2 * d_ff, false);
+  const DType gate_up_type = gate_up_form(w.gate_up, n_tokens);
+  multiply(w.gate_up, finish_input(forms, n_tokens, d_model), gate_up_type, gate_up_.data(), 2 * d_ff, false);
 
   forms = forms_of(w.down, n_tokens);
   std::tie(type, to) = producer(forms);
-  swiglu(gate_up_.as<float>(), n_tokens, d_ff, type, to, stream_);
-  multiply(w.down, finish_input(forms, n_tokens, d_ff), x, d_model, true);
+  swiglu(gate_up_type, gate_up_.data(), n_tokens, d_ff, type, to, stream_);
+  multiply(w.down, finish_input(forms, n_tokens, d_ff), DType::kF32, x, d_model, true);
 }
 
 void CudaTransformer::forward(const Batch& batch) {
@@ -296,7 +309,7 @@ void CudaTransformer::compute_logits(const int32_t* rows, int64_t n) {
   const Forms forms = forms_of(output_, n);
   const auto [type, to] = producer(forms);
   rmsnorm(x_.as<float>(), rows, output_norm_, n, config_.d_model, config_.norm_eps, type, to, stream_);
-  multiply(output_, finish_input(forms, n, config_.d_model), logits_.as<float>(), config_.vocab_size, false);
+  multiply(output_, finish_input(forms, n, config_.d_model), DType::kF32, logits_.data(), config_.vocab_size, false);
 }
 
 void CudaTransformer::logits(std::span<const int64_t> rows, float* out) {

@@ -70,7 +70,8 @@ class CudaTransformer final : public Model {
   // Where a producer of this input writes, and as what.
   std::pair<ActivationType, void*> producer(const Forms& forms) const;
   DeviceInput finish_input(const Forms& forms, int64_t n_tokens, int64_t d_in);
-  void multiply(std::span<const Part> parts, const DeviceInput& x, float* out, int64_t out_stride, bool add);
+  void multiply(std::span<const Part> parts, const DeviceInput& x, DType out_type, void* out, int64_t out_stride,
+                bool add);
   // One layer; attend(layer, out type, out) turns qkv_ into attention.
   template <typename Attend>
   void run_layer(int64_t layer, int64_t n_tokens, Attend attend);

@@ -276,12 +276,20 @@ InputForm input_form(DType type, int64_t n_tokens) {
   return has_device_blocks(type) && n_tokens <= kMostVectorTokens ? InputForm::kBlocks : InputForm::kF16;
 }
 
-void Products::multiply(const DeviceMatrix& w, const DeviceInput& x, float* out, int64_t out_stride, bool add) const {
+DType output_type(DType type, int64_t n_tokens) {
+  if (n_tokens <= std::max(kMostVectorTokens, kMostFloatVectorTokens)) return DType::kF32;
+  return has_device_blocks(type) ? DType::kF16 : type;
+}
+
+void Products::multiply(const DeviceMatrix& w, const DeviceInput& x, DType out_type, void* out, int64_t out_stride,
+                        bool add) const {
   POLYSPAN_CHECK(x.d_in == w.d_in && x.n_tokens >= 1);
+  POLYSPAN_CHECK(out_type == DType::kF32 || out_type == output_type(w.type, x.n_tokens));
   const InputForm form = input_form(w.type, x.n_tokens);
+  float* const floats = static_cast<float*>(out);
   if (form == InputForm::kBlocks) {
     POLYSPAN_CHECK(x.codes != nullptr && x.scales != nullptr);
-    visit_block_type(w.type, [&]<DType kType>() { vector_blocks<kType>(w, x, out, out_stride, add, stream_); });
+    visit_block_type(w.type, [&]<DType kType>() { vector_blocks<kType>(w, x, floats, out_stride, add, stream_); });
     return check_launch("a matrix-vector product");
   }
   const void* const values = form == InputForm::kF32   ? static_cast<const void*>(x.f32)
@@ -290,17 +298,18 @@ void Products::multiply(const DeviceMatrix& w, const DeviceInput& x, float* out,
   POLYSPAN_CHECK(values != nullptr);
   if (!has_device_blocks(w.type)) {
     if (x.n_tokens <= kMostFloatVectorTokens && w.d_in % 8 == 0 && w.type != DType::kF32) {
-      if (w.type == DType::kF16) vector_floats<__half>(w, values, x.n_tokens, out, out_stride, add, stream_);
-      if (w.type == DType::kBF16) vector_floats<__nv_bfloat16>(w, values, x.n_tokens, out, out_stride, add, stream_);
+      if (w.type == DType::kF16) vector_floats<__half>(w, values, x.n_tokens, floats, out_stride, add, stream_);
+      if (w.type == DType::kBF16) vector_floats<__nv_bfloat16>(w, values, x.n_tokens, floats, out_stride, add, stream_);
       return check_launch("a matrix-vector product");
     }
-    return blas_.multiply(w.type, w.data, values, x.n_tokens, w.d_out, w.d_in, out, out_stride, add);
+    return blas_.multiply(w.type, w.data, values, x.n_tokens, w.d_out, w.d_in, out_type, out, out_stride, add);
   }
   const int64_t rows_at_once = std::max<int64_t>(1, kDequantizeBytes / (2 * w.d_in));
   for (int64_t row = 0; row < w.d_out; row += rows_at_once) {
     const int64_t n = std::min(rows_at_once, w.d_out - row);
     dequantize(w, row, n, decoded_.data(), stream_);
-    blas_.multiply(DType::kF16, decoded_.data(), values, x.n_tokens, n, w.d_in, out + row, out_stride, add);
+    blas_.multiply(DType::kF16, decoded_.data(), values, x.n_tokens, n, w.d_in, out_type,
+                   static_cast<std::byte*>(out) + row * row_bytes(out_type, 1), out_stride, add);
   }
 }
 

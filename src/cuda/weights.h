@@ -75,12 +75,15 @@ inline constexpr int64_t kDequantizeBytes = 64 << 20;  // of decoded rows at a t
 enum class InputForm { kF32, kF16, kBF16, kBlocks };
 // The form of input that multiply() reads.
 InputForm input_form(DType device_type, int64_t n_tokens);
+// The shortest type in which multiply() can write.
+DType output_type(DType device_type, int64_t n_tokens);
 
 class Products {
  public:
   Products(const Stream& stream) : stream_(stream), blas_(stream), decoded_(kDequantizeBytes, "decoded weights") {}
-  // out [n_tokens, out_stride] = x W^T, or += .
-  void multiply(const DeviceMatrix& w, const DeviceInput& x, float* out, int64_t out_stride, bool add) const;
+  // out [n_tokens, out_stride] = x W^T, or += . Out is F32, or where output_type() allows it the type that this gives.
+  void multiply(const DeviceMatrix& w, const DeviceInput& x, DType out_type, void* out, int64_t out_stride,
+                bool add) const;
   static constexpr int64_t kBytes = Blas::kWorkspaceBytes + kDequantizeBytes;
 
  private:

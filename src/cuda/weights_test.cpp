@@ -145,15 +145,14 @@ TEST(DeviceWeights, ProductsMatchReference) {
           if (add)
             for (int64_t token = 0; token < n_tokens; ++token)
               copy_to_device(out.data() + token * stride, before.data() + token * d_out, d_out * 4, stream);
-          products.multiply(matrix.w,
-                            {.n_tokens = n_tokens,
-                             .d_in = d_in,
-                             .f32 = x_device.as<float>(),
-                             .f16 = f16.data(),
-                             .bf16 = bf16.data(),
-                             .codes = codes.as<int8_t>(),
-                             .scales = scales.as<float>()},
-                            out.data(), stride, add);
+          const DeviceInput input = {.n_tokens = n_tokens,
+                                     .d_in = d_in,
+                                     .f32 = x_device.as<float>(),
+                                     .f16 = f16.data(),
+                                     .bf16 = bf16.data(),
+                                     .codes = codes.as<int8_t>(),
+                                     .scales = scales.as<float>()};
+          products.multiply(matrix.w, input, DType::kF32, out.data(), stride, add);
           const std::vector<float> all = out.values();
           std::vector<float> actual;
           for (int64_t token = 0; token < n_tokens; ++token) {
@@ -162,6 +161,16 @@ TEST(DeviceWeights, ProductsMatchReference) {
               EXPECT_TRUE(std::isnan(all[static_cast<size_t>(token * stride + i)]));
           }
           EXPECT_LT(error_norm(actual, expected), 1e-5);
+          const DType shortest = output_type(type, n_tokens);
+          if (shortest == DType::kF32 || add) continue;
+          PoisonedDevice rounded(n_tokens * stride, stream);
+          products.multiply(matrix.w, input, shortest, rounded.data(), stride, false);
+          const std::vector<uint16_t> bits = to_host<uint16_t>(rounded.data(), n_tokens * stride, stream);
+          for (int64_t i = 0; i < n_tokens * d_out; ++i) {
+            const uint16_t value = bits[static_cast<size_t>(i / d_out * stride + i % d_out)];
+            actual[static_cast<size_t>(i)] = shortest == DType::kF16 ? f16_to_f32(value) : bf16_to_f32(value);
+          }
+          EXPECT_LT(error_norm(actual, expected), shortest == DType::kF16 ? 1e-3 : 6e-3);
         }
 }
 
