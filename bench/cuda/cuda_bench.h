@@ -35,7 +35,12 @@ inline double time_ms(const cuda::Stream& stream, int runs, const std::function<
 
 Json measure_decode_attention(const Ceilings& ceilings);
 Json measure_prefill_attention(const Ceilings& ceilings);
-// `plans`: a folder with the published plans, or empty.
-Json measure_models(const Ceilings& ceilings, const std::string& plans, bool quick);
+struct ModelChoice {
+  std::string plans;       // a folder with the published plans, or empty
+  bool quick = false;      // two models at 8,192 tokens
+  std::string model = {};  // one, or empty
+  int64_t length = 0;      // one, or 0
+};
+Json measure_models(const Ceilings& ceilings, const ModelChoice& choice);
 
 }  // namespace polyspan::bench

@@ -113,21 +113,22 @@ Json measure(cuda::CudaTransformer& model, const ModelShape& shape, const SpanPl
 
 }  // namespace
 
-Json measure_models(const Ceilings& ceilings, const std::string& plans, bool quick) {
+Json measure_models(const Ceilings& ceilings, const ModelChoice& choice) {
   Json rows = Json::array();
   for (const ModelShape& shape : shapes()) {
-    if (quick && std::string(shape.name) == "vicuna-13b") continue;
+    if (choice.model.empty() ? choice.quick && std::string(shape.name) == "vicuna-13b" : choice.model != shape.name)
+      continue;
     const std::unique_ptr<cuda::CudaTransformer> model =
         cuda::CudaTransformer::random(config_of(shape), DType::kF16, 1, 0);
     const HeadShape heads = model->config().head_shape();
     std::vector<std::pair<std::string, SpanPlan>> columns = {{"dense", SpanPlan::dense(heads)},
                                                              {"uniform:0.5", SpanPlan::uniform(heads, 0.5)},
                                                              {"uniform:0.25", SpanPlan::uniform(heads, 0.25)}};
-    const std::filesystem::path file = std::filesystem::path(plans) / shape.plan_file;
-    if (!plans.empty() && std::filesystem::exists(file))
+    const std::filesystem::path file = std::filesystem::path(choice.plans) / shape.plan_file;
+    if (!choice.plans.empty() && std::filesystem::exists(file))
       columns.insert(columns.begin() + 1, {"published", SpanPlan::load(file, heads)});
     for (const int64_t length : shape.lengths) {
-      if (quick && length != 8192) continue;
+      if (choice.length != 0 ? length != choice.length : choice.quick && length != 8192) continue;
       double dense_rate = 0;
       int64_t dense_batch = 0;
       for (const auto& [name, plan] : columns) {

@@ -11,10 +11,17 @@ namespace polyspan::cuda {
 inline constexpr int kGroupHeads = 8;       // query heads of a KV head that one block computes
 inline constexpr int kUnseen = 0x7fffffff;  // the distance of a key that no head sees
 
-__device__ inline void store_activation(ActivationType type, void* out, int64_t at, float value) {
-  if (type == ActivationType::kF32) static_cast<float*>(out)[at] = value;
-  if (type == ActivationType::kF16) static_cast<__half*>(out)[at] = from_float<__half>(value);
-  if (type == ActivationType::kBF16) static_cast<__nv_bfloat16*>(out)[at] = from_float<__nv_bfloat16>(value);
+// Four values at a multiple of four.
+__device__ inline void store_activations(ActivationType type, void* out, int64_t at, const float4& v) {
+  const auto store = [&]<typename T>(T* to) {
+    struct alignas(4 * sizeof(T)) Four {
+      T value[4];
+    } four = {{from_float<T>(v.x), from_float<T>(v.y), from_float<T>(v.z), from_float<T>(v.w)}};
+    *reinterpret_cast<Four*>(to + at) = four;
+  };
+  if (type == ActivationType::kF32) store(static_cast<float*>(out));
+  if (type == ActivationType::kF16) store(static_cast<__half*>(out));
+  if (type == ActivationType::kBF16) store(static_cast<__nv_bfloat16*>(out));
 }
 
 // The slots of a piece as a query at `position` sees them.
@@ -42,7 +49,8 @@ struct PieceSlots {
 };
 
 // Before a block waits for the kernel before it: the first keys and values of its first pieces come to L2, as many bytes as the
-// end of that kernel leaves time for. What it writes (the newest slots) may come too early; loads that follow see it all the same.
+// end of that kernel leaves time for (14 and 20 MB in all gain 1% at 268 MB and lose 5% at 17 MB). What that kernel writes (the
+// newest slots) may come too early; loads that follow see it all the same.
 template <typename Stored, int kDim>
 __device__ void prefetch_pieces(const DecodeAttentionArgs& args) {
   constexpr int kMostPieces = 2, kRowBytes = kDim * static_cast<int>(sizeof(Stored)), kBytes = 8 << 20;
@@ -55,46 +63,79 @@ __device__ void prefetch_pieces(const DecodeAttentionArgs& args) {
   if (n_slots > 0) prefetch_to_l2(from + int64_t{piece.first_slot} * kDim, static_cast<uint32_t>(n_slots * kRowBytes));
 }
 
-// Shared memory of a block: for each warp and head the weighted sum of values, then the largest score and the total weight.
+// Shared memory of a block. With `total` and the weighted `sums` goes the score that they are relative to (the largest).
 template <int kHeads, int kDim, int kWarps>
 struct DecodeMerge {
-  float warps[kWarps][kHeads][kDim + 2];
+  float sums[kWarps][kHeads][kDim + 4];  // padded: rows of 16 bytes, in other banks
+  float2 of_sums[kWarps][kHeads];        // largest score, total weight
+  float factors[kWarps][kHeads];
+  float2 of_all[kHeads];
   float4 parts[32 * kWarps];
-  float2 parts_of_total[32 * kWarps];  // largest score, total weight
+  float2 of_parts[32 * kWarps];
   bool is_last;
 };
 
-// Merges the warps of a block, which have written `merge`; combines all pieces of the head where this is the last of them.
-// All threads of the block call it.
+// Merges the warps of a block, which have written `sums` and `of_sums`; combines all pieces of the head where this is the last of
+// them. All threads of the block call it. A task is four channels of a head.
 template <int kHeads, int kDim, int kWarps>
 __device__ void finish_piece(const DecodeAttentionArgs& args, const DecodePiece& piece, int piece_index,
                              DecodeMerge<kHeads, kDim, kWarps>& merge) {
-  constexpr int kThreads = 32 * kWarps;
+  constexpr int kThreads = 32 * kWarps, kQuads = kDim / 4;
   const int n_rep = static_cast<int>(args.n_heads / args.n_kv_heads), first_rep = blockIdx.y * kGroupHeads;
-  const int n_heads = min(kHeads, n_rep - first_rep);
+  const int n_heads = min(kHeads, n_rep - first_rep), n_tasks = n_heads * kQuads;
   const int64_t first_out = (piece.sequence * args.n_heads + piece.kv_head * n_rep + first_rep) * kDim;
   const int64_t head_stride = kDim + 4, piece_stride = n_rep * head_stride;  // of partials; decode_partial_floats
-  __syncthreads();
-  for (int i = threadIdx.x; i < n_heads * kDim; i += kThreads) {
-    const int head = i / kDim, channel = i % kDim;
-    float all = -INFINITY, value = 0.0f, total = 0.0f;
+  const auto store = [&](int task, const float4& sum, float total) {
+    const float inverse = 1.0f / total;
+    store_activations(args.out_type, args.out, first_out + task * 4,
+                      make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse));
+  };
+  const auto scale_sum = [](float4& sum, float factor) {
+    sum = make_float4(sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor);
+  };
+  const auto add_sum = [](float4& sum, const float4& other, float factor) {
+    sum = make_float4(sum.x + factor * other.x, sum.y + factor * other.y, sum.z + factor * other.z,
+                      sum.w + factor * other.w);
+  };
+  // What all warps have together of a head, and what a warp's sums count for in it.
+  const auto of_all_warps = [&](int head) {
+    float most = -INFINITY, total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) all = fmaxf(all, merge.warps[w][head][kDim]);
+    for (int w = 0; w < kWarps; ++w) most = fmaxf(most, merge.of_sums[w][head].x);
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const float share = all == -INFINITY ? 0.0f : fast_exp2(merge.warps[w][head][kDim] - all);
-      value += share * merge.warps[w][head][channel];
-      total += share * merge.warps[w][head][kDim + 1];
+      const float2 of_warp = merge.of_sums[w][head];
+      total += of_warp.x == -INFINITY ? 0.0f : fast_exp2(of_warp.x - most) * of_warp.y;
     }
+    return make_float2(most, total);
+  };
+  const auto factor_of = [&](int warp, int head, float most) {
+    return most == -INFINITY ? 0.0f : fast_exp2(merge.of_sums[warp][head].x - most);
+  };
+  __syncthreads();
+  if constexpr (kHeads > 1) {  // once for all tasks of a head
+    for (int i = threadIdx.x; i < kWarps * n_heads; i += kThreads) {
+      const int warp = i / n_heads, head = i % n_heads;
+      const float2 of_all = of_all_warps(head);
+      merge.factors[warp][head] = factor_of(warp, head, of_all.x);
+      if (warp == 0) merge.of_all[head] = of_all;
+    }
+    __syncthreads();
+  }
+  for (int task = threadIdx.x; task < n_tasks; task += kThreads) {
+    const int head = task / kQuads, quad = task % kQuads;
+    const float2 of_all = kHeads > 1 ? merge.of_all[head] : of_all_warps(head);
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w)
+      add_sum(sum, *reinterpret_cast<const float4*>(&merge.sums[w][head][4 * quad]),
+              kHeads > 1 ? merge.factors[w][head] : factor_of(w, head, of_all.x));
     if (piece.n_pieces == 1) {
-      store_activation(args.out_type, args.out, first_out + i, value / total);
+      store(task, sum, of_all.y);
     } else {
       float* const partial = args.partials + piece_index * piece_stride + (first_rep + head) * head_stride;
-      partial[channel] = value;
-      if (channel == 0) {
-        partial[kDim] = all;
-        partial[kDim + 1] = total;
-      }
+      reinterpret_cast<float4*>(partial)[quad] = sum;
+      if (quad == 0) *reinterpret_cast<float2*>(partial + kDim) = of_all;
     }
   }
   if (piece.n_pieces == 1) return;
@@ -108,26 +149,11 @@ __device__ void finish_piece(const DecodeAttentionArgs& args, const DecodePiece&
   }
   __syncthreads();
   if (!merge.is_last) return;
-  // Four channels a thread. Where there are fewer such tasks than threads, several threads share the pieces of a task: loads
-  // in flight, not bytes, decide how long this takes. Scores come with the sums, so that memory is waited for once.
+  // Where there are fewer tasks than threads, several threads share the pieces of a task: loads in flight, not bytes, decide how
+  // long this takes. Scores come with the sums, so that memory is waited for once.
   const float* const partials = args.partials + piece.first_piece * piece_stride + first_rep * head_stride;
-  constexpr int kQuads = kDim / 4, kAtOnce = kHeads == 1 ? 8 : 16;
-  const int n_tasks = n_heads * kQuads, n_shares = max(1, kThreads / n_tasks), share = threadIdx.x / n_tasks;
-  const auto store = [&](int task, const float4& sum, float total) {
-    const float inverse = 1.0f / total;
-    const int64_t at = first_out + task * 4;
-    store_activation(args.out_type, args.out, at, sum.x * inverse);
-    store_activation(args.out_type, args.out, at + 1, sum.y * inverse);
-    store_activation(args.out_type, args.out, at + 2, sum.z * inverse);
-    store_activation(args.out_type, args.out, at + 3, sum.w * inverse);
-  };
-  const auto scale_sum = [](float4& sum, float factor) {
-    sum = make_float4(sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor);
-  };
-  const auto add_sum = [](float4& sum, const float4& other, float factor) {
-    sum = make_float4(sum.x + factor * other.x, sum.y + factor * other.y, sum.z + factor * other.z,
-                      sum.w + factor * other.w);
-  };
+  constexpr int kAtOnce = kHeads == 1 ? 4 : 8;  // registers
+  const int n_shares = max(1, kThreads / n_tasks), share = threadIdx.x / n_tasks;
   for (int task = n_shares > 1 ? threadIdx.x % n_tasks : threadIdx.x; task < n_tasks && share < n_shares;
        task += kThreads) {
     const float* const row = partials + task / kQuads * head_stride;
@@ -135,26 +161,28 @@ __device__ void finish_piece(const DecodeAttentionArgs& args, const DecodePiece&
     float all = -INFINITY, total = 0.0f;
     for (int first = share; first < piece.n_pieces; first += n_shares * kAtOnce) {
       float4 value[kAtOnce];
-      float2 of_total[kAtOnce];
+      float2 of_value[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         const int i = first + j * n_shares;
-        const float* const at = row + (i < piece.n_pieces ? i : first) * piece_stride;
+        value[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        of_value[j] = make_float2(-INFINITY, 0.0f);
+        if (i >= piece.n_pieces) continue;
+        const float* const at = row + i * piece_stride;
         value[j] = __ldcg(reinterpret_cast<const float4*>(at) + task % kQuads);
-        of_total[j] = __ldcg(reinterpret_cast<const float2*>(at + kDim));
-        if (i >= piece.n_pieces) of_total[j].x = -INFINITY;
+        of_value[j] = __ldcg(reinterpret_cast<const float2*>(at + kDim));
       }
       float most = all;
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) most = fmaxf(most, of_total[j].x);
+      for (int j = 0; j < kAtOnce; ++j) most = fmaxf(most, of_value[j].x);
       const float base = most == -INFINITY ? 0.0f : most, correction = fast_exp2(all - base);
       all = most;
       total *= correction;
       scale_sum(sum, correction);
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        const float weight = fast_exp2(of_total[j].x - base);
-        total += weight * of_total[j].y;
+        const float weight = fast_exp2(of_value[j].x - base);
+        total += weight * of_value[j].y;
         add_sum(sum, value[j], weight);
       }
     }
@@ -162,7 +190,7 @@ __device__ void finish_piece(const DecodeAttentionArgs& args, const DecodePiece&
       store(task, sum, total);
     } else {
       merge.parts[threadIdx.x] = sum;
-      merge.parts_of_total[threadIdx.x] = make_float2(all, total);
+      merge.of_parts[threadIdx.x] = make_float2(all, total);
     }
   }
   if (n_shares > 1) {
@@ -170,11 +198,11 @@ __device__ void finish_piece(const DecodeAttentionArgs& args, const DecodePiece&
     if (threadIdx.x < n_tasks) {
       float all = -INFINITY, total = 0.0f;
       float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      for (int s = 0; s < n_shares; ++s) all = fmaxf(all, merge.parts_of_total[s * n_tasks + threadIdx.x].x);
+      for (int s = 0; s < n_shares; ++s) all = fmaxf(all, merge.of_parts[s * n_tasks + threadIdx.x].x);
       for (int s = 0; s < n_shares; ++s) {
-        const float2 of_total = merge.parts_of_total[s * n_tasks + threadIdx.x];
-        const float weight = fast_exp2(of_total.x - all);  // some head sees some key: `all` is finite
-        total += weight * of_total.y;
+        const float2 of_part = merge.of_parts[s * n_tasks + threadIdx.x];
+        const float weight = fast_exp2(of_part.x - all);  // some head sees some key: `all` is finite
+        total += weight * of_part.y;
         add_sum(sum, merge.parts[s * n_tasks + threadIdx.x], weight);
       }
       store(threadIdx.x, sum, total);

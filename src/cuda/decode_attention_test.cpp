@@ -37,6 +37,37 @@ TEST(DecodeWork, CoversEverySlotOnce) {
     }
 }
 
+// Heads of like lengths get pieces that are blocks of their own, as long as that leaves few blocks idle and blocks are short.
+TEST(DecodeWork, GivesBlocksWholePieces) {
+  struct Case {
+    int64_t n_heads;
+    int32_t n_slots, n_blocks;
+    int64_t most_pieces;  // of a block
+  };
+  for (const Case& c : {Case{8, 16384, 132, 1},
+                        {32, 4096, 132, 1},
+                        {32, 4096, 528, 1},
+                        {128, 4096, 132, 1},
+                        {4, 1000, 132, 1},
+                        {128, 16384, 132, 2},
+                        {100, 4096, 132, 2},
+                        {33, 5000, 32, 2}}) {
+    const DecodeWork work =
+        cut_decode_work(std::vector<int32_t>(static_cast<size_t>(c.n_heads), c.n_slots), 1, c.n_blocks);
+    int64_t most_pieces = 0, most_slots = 0;
+    for (size_t block = 0; block + 1 < work.block_begin.size(); ++block) {
+      most_pieces = std::max<int64_t>(most_pieces, work.block_begin[block + 1] - work.block_begin[block]);
+      int64_t slots = 0;
+      for (int32_t i = work.block_begin[block]; i < work.block_begin[block + 1]; ++i)
+        slots += work.pieces[static_cast<size_t>(i)].n_slots;
+      most_slots = std::max(most_slots, slots);
+    }
+    EXPECT_EQ(most_pieces, c.most_pieces) << c.n_heads << " heads of " << c.n_slots << " in " << c.n_blocks;
+    const double even = static_cast<double>(c.n_heads * c.n_slots) / c.n_blocks;
+    EXPECT_LE(static_cast<double>(most_slots), std::max(64.0, 1.05 * (even + kDecodePieceAlignment)));
+  }
+}
+
 struct Shape {
   int64_t n_heads, n_kv_heads, head_dim;
 };

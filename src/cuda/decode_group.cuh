@@ -79,21 +79,6 @@ __global__ void __launch_bounds__(32 * kWarps, (kType == KvType::kQ8 || kType ==
 
     if (piece_index == piece_begin) wait_for_earlier_kernels();
 
-    // Operand b of the scores, head g: the dimensions of a step are those that the lanes' keys have there.
-    uint32_t q[kSteps][2], q_rest[kSteps][2];
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      constexpr int kPerLane = 4 * kKeySteps;  // values in 16 bytes
-      const int dim = (step / kKeySteps * 4 + c) * kPerLane + step % kKeySteps * 4;
-      float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if (g < n_heads) value = *reinterpret_cast<const float4*>(args.q + (first_head + g) * kDim + dim);
-      pack_in_two<T>(value.x * scale, value.y * scale, q[step][0], q_rest[step][0]);
-      pack_in_two<T>(value.z * scale, value.w * scale, q[step][1], q_rest[step][1]);
-    }
-    int span[2];  // of heads 2c and 2c + 1, whose scores this lane has
-#pragma unroll
-    for (int i = 0; i < 2; ++i) span[i] = 2 * c + i < n_heads ? args.spans[first_head + 2 * c + i] : 0;
-
     uint4 k_raw[kBlocks][2][kKeyLoads];        // keys g and g + 8
     ValueLoad v_raw[kBlocks][4][kValueLoads];  // keys 2c, 2c + 1, 2c + 8, 2c + 9
     float k_scale[kScaled ? kBlocks : 1][2], v_scale[kScaled ? kBlocks : 1][2];
@@ -134,6 +119,21 @@ __global__ void __launch_bounds__(32 * kWarps, (kType == KvType::kQ8 || kType ==
       load_keys(warp);
       load_values(warp);
     }
+
+    // Operand b of the scores, head g: the dimensions of a step are those that the lanes' keys have there.
+    uint32_t q[kSteps][2], q_rest[kSteps][2];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      constexpr int kPerLane = 4 * kKeySteps;  // values in 16 bytes
+      const int dim = (step / kKeySteps * 4 + c) * kPerLane + step % kKeySteps * 4;
+      float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (g < n_heads) value = *reinterpret_cast<const float4*>(args.q + (first_head + g) * kDim + dim);
+      pack_in_two<T>(value.x * scale, value.y * scale, q[step][0], q_rest[step][0]);
+      pack_in_two<T>(value.z * scale, value.w * scale, q[step][1], q_rest[step][1]);
+    }
+    int span[2];  // of heads 2c and 2c + 1, whose scores this lane has
+#pragma unroll
+    for (int i = 0; i < 2; ++i) span[i] = 2 * c + i < n_heads ? args.spans[first_head + 2 * c + i] : 0;
     for (int tile = warp; tile < n_tiles; tile += kWarps) {
       float scores[kBlocks][4];
 #pragma unroll
@@ -276,21 +276,23 @@ __global__ void __launch_bounds__(32 * kWarps, (kType == KvType::kQ8 || kType ==
 #pragma unroll
       for (int offset = 4; offset < 32; offset *= 2) total[i] += __shfl_xor_sync(0xffffffffu, total[i], offset);
     __syncthreads();  // the last piece's merge has been read
+    // Row g or g + 8 of a step of outputs: of each load of values the lane has kPerLoad * 2 neighbouring dimensions.
+    constexpr int kPerLoad = kSteps / kValueLoads;
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step)
+    for (int load = 0; load < kValueLoads; ++load)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        // Row g or g + 8 of tile `step`: neighbouring dimensions of the 8 or 16 that the lane has of each load.
-        constexpr int kPerLoad = kSteps / kValueLoads;  // tiles
-        const int dim = (step / kPerLoad * 8 + g) * 2 * kPerLoad + step % kPerLoad * 2 + i / 2;
-        merge.warps[warp][2 * c + i % 2][dim] = kScaled ? sums[step][i] * unit : sums[step][i];
-      }
+      for (int i = 0; i < 2; ++i)  // heads 2c, 2c + 1
+#pragma unroll
+        for (int at = 0; at < kPerLoad; at += 2) {
+          const float(&first)[4] = sums[load * kPerLoad + at];
+          const float(&second)[4] = sums[load * kPerLoad + at + 1];
+          const float factor = kScaled ? unit : 1.0f;
+          *reinterpret_cast<float4*>(&merge.sums[warp][2 * c + i][(load * 8 + g) * 2 * kPerLoad + 2 * at]) =
+              make_float4(first[i] * factor, first[2 + i] * factor, second[i] * factor, second[2 + i] * factor);
+        }
     if (g == 0) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        merge.warps[warp][2 * c + i][kDim] = largest[i];
-        merge.warps[warp][2 * c + i][kDim + 1] = total[i];
-      }
+      for (int i = 0; i < 2; ++i) merge.of_sums[warp][2 * c + i] = make_float2(largest[i], total[i]);
     }
     finish_piece(args, piece, piece_index, merge);
   }

@@ -33,10 +33,6 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps) decode_single_kernel
     const T* const values = values_of<T>(head, kDim);
     const int span = args.spans[head_index];
     if (piece_index == piece_begin) wait_for_earlier_kernels();
-    float q[kVec];
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) q[i] = args.q[head_index * kDim + sub * kVec + i] * scale;
-
     const auto slot_of = [&](int tile, int load) {
       return slots.first + (tile * kLoads + load) * kKeysPerLoad + group;
     };
@@ -53,6 +49,9 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps) decode_single_kernel
       load_tile(keys, warp, k_raw);
       load_tile(values, warp, v_raw);
     }
+    float q[kVec];
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) q[i] = args.q[head_index * kDim + sub * kVec + i] * scale;
     for (int tile = warp; tile < n_tiles; tile += kWarps) {
       float weight[kLoads];
 #pragma unroll
@@ -105,11 +104,10 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps) decode_single_kernel
     __syncthreads();  // the last piece's merge has been read
     if (group == 0) {
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) merge.warps[warp][0][sub * kVec + i] = sum[i];
-      if (sub == 0) {
-        merge.warps[warp][0][kDim] = all;
-        merge.warps[warp][0][kDim + 1] = total;
-      }
+      for (int i = 0; i < kVec; i += 4)
+        *reinterpret_cast<float4*>(&merge.sums[warp][0][sub * kVec + i]) =
+            make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]);
+      if (sub == 0) merge.of_sums[warp][0] = make_float2(all, total);
     }
     finish_piece(args, piece, piece_index, merge);
   }

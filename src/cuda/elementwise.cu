@@ -308,12 +308,14 @@ void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n
 
 void swiglu(DType type, const void* gate_up, int64_t n_tokens, int64_t d_ff, ActivationType out_type, void* out,
             const Stream& stream) {
-  const int64_t at_once = d_ff % 4 == 0 ? 4 : 1, width = (d_ff + at_once * kThreads - 1) / (at_once * kThreads);
+  const int64_t most = type == DType::kF32 ? 4 : 8, at_once = d_ff % most == 0 ? most : 1,
+                width = (d_ff + at_once * kThreads - 1) / (at_once * kThreads);
   const dim3 grid(static_cast<unsigned>(width), static_cast<unsigned>(std::min<int64_t>(n_tokens, 65535)));
   const auto launch = [&]<typename In>(const In* in) {
     visit_activation(out_type, out, [&]<typename T>(T* to) {
-      if (at_once == 4)
-        swiglu_kernel<In, T, 4><<<grid, kThreads, 0, stream.get()>>>(in, n_tokens, d_ff, to);
+      constexpr int kMost = 16 / sizeof(In);
+      if (at_once == kMost)
+        swiglu_kernel<In, T, kMost><<<grid, kThreads, 0, stream.get()>>>(in, n_tokens, d_ff, to);
       else
         swiglu_kernel<In, T, 1><<<grid, kThreads, 0, stream.get()>>>(in, n_tokens, d_ff, to);
     });

@@ -66,7 +66,7 @@ TEST(Elementwise, SwigluOfShortTypes) {
   const Stream stream;
   Random random(5);
   for (const DType in : {DType::kF16, DType::kBF16})
-    for (const int64_t d : {6, 96, 255, 2052})
+    for (const int64_t d : {6, 96, 255, 2052, 2056})
       for (const ActivationType type : kActivations) {
         const int64_t n = 3;
         std::vector<uint16_t> gate_up;

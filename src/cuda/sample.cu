@@ -3,11 +3,10 @@
 // Small top_k: the k-th largest of the threads' largest logits is a lower bound of the k-th largest of all. What is not below
 // it, little more than k logits as a rule, is sorted in shared memory, and one thread goes through it as the CPU does.
 // Everything else: the place in the order at which a running sum of weights reaches a target. A sample of the row gives the borders
-// of 16 parts of about the same weight. Each part's weight is added up once; the part in which a target lies is listed in
-// shared memory, where it fits, and cut into 8 parts again and again, down to one key. A thread has its own sums, and they are
-// added in a fixed order. The order of logits, not their bits, decides how long it takes: what does not fit (equal logits by
-// the thousand fit, they are one key) is read from L2 in each of up to 11 rounds.
-// Shared memory: 129 KB. Bound by latency and, where all weights are computed, by exp in double on one multiprocessor.
+// of 16 parts of about the same weight, and each part's weight is added up. The part in which a target lies is cut again while it has
+// too many keys for shared memory (as a rule the last, once); then its keys are listed there and cut into 8 parts of their range again
+// and again, down to one key. A thread has its own sums, and they are added in a fixed order.
+// Shared memory: 129 KB. Bound by latency and by exp in double on one multiprocessor.
 #include "core/error.h"
 #include "cuda/number.cuh"
 #include "cuda/sample.h"
@@ -20,7 +19,13 @@ constexpr int kMostSorted = 2048;
 constexpr int kParts = 16;                                        // of the row, by a sample
 constexpr int kKeyParts = 8;                                      // of a range of keys
 constexpr int kMostListed = 2 * (kParts - kKeyParts) * kThreads;  // keys in place of sums
-constexpr int kLoads = 8;                                         // of a thread at once
+constexpr int kLoads = 2;                                         // of a thread at once, four logits each
+
+// Part p has the keys from begin[p] to below begin[p - 1], and their weights together.
+struct Parts {
+  uint32_t begin[kParts];
+  double weights[kParts];
+};
 
 struct Shared {
   union {
@@ -38,9 +43,8 @@ struct Shared {
       double running[kThreads];
     } sample;
   };
-  double totals[kParts];        // of the last add_up
-  double part_weights[kParts];  // of the row's parts
-  uint32_t part_begin[kParts];  // part p: keys from part_begin[p] to below part_begin[p - 1]; descending
+  double totals[kParts];  // of the last add_up
+  Parts of_row, of_part;
   double warp_sums[kWarps];
   uint32_t least;
   uint64_t best[kWarps];
@@ -65,20 +69,32 @@ __device__ inline uint32_t key_in(uint64_t entry) { return static_cast<uint32_t>
 __device__ inline int id_in(uint64_t entry) { return static_cast<int>(0xffffffffu - static_cast<uint32_t>(entry)); }
 
 struct Row {
-  const float* logits;
+  const float* logits;  // aligned to 16 bytes where n % 4 == 0
   int n;
-  double largest, temperature;
-  __device__ double weight(uint32_t key) const { return exp((logit_of(key) - largest) / temperature); }
+  double largest, inverse_temperature;
+  __device__ double weight(uint32_t key) const { return exp((logit_of(key) - largest) * inverse_temperature); }
   // visit(key, id) of this thread's logits, without NaN, in order of ids.
   template <typename Visit>
   __device__ void each(Visit visit) const {
-    for (int base = static_cast<int>(threadIdx.x); base < n; base += kLoads * kThreads) {
-      float loaded[kLoads];
+    const bool is_aligned = n % 4 == 0;
+    for (int base = 4 * static_cast<int>(threadIdx.x); base < n; base += 4 * kLoads * kThreads) {
+      float loaded[kLoads][4];
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j) loaded[j] = base + j * kThreads < n ? logits[base + j * kThreads] : NAN;
+      for (int load = 0; load < kLoads; ++load) {
+        const int at = base + 4 * load * kThreads;
+        if (is_aligned && at < n) {
+          const float4 v = *reinterpret_cast<const float4*>(logits + at);
+          loaded[load][0] = v.x, loaded[load][1] = v.y, loaded[load][2] = v.z, loaded[load][3] = v.w;
+        } else {
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j)
-        if (const uint32_t key = key_of(loaded[j]); key != 0) visit(key, base + j * kThreads);
+          for (int i = 0; i < 4; ++i) loaded[load][i] = at + i < n ? logits[at + i] : NAN;
+        }
+      }
+#pragma unroll
+      for (int load = 0; load < kLoads; ++load)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (const uint32_t key = key_of(loaded[load][i]); key != 0) visit(key, base + 4 * load * kThreads + i);
     }
   }
 };
@@ -176,15 +192,17 @@ __device__ Place find_key(const Keys& keys, uint32_t low, uint32_t high, double 
   return place;
 }
 
-// Cuts the row into parts of about the same weight, by every n / kThreads-th logit, and adds up their weights; returns the sum.
-__device__ double weigh_parts(const Row& row, Shared& shared) {
+// Cuts the row's keys from `low` to `high` into parts of about the same weight, by every n / kThreads-th logit, and adds up their
+// weights; returns the sum.
+__device__ double weigh_parts(const Row& row, uint32_t low, uint32_t high, Parts& parts, Shared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t sampled = key_of(row.logits[int64_t{threadIdx.x} * row.n / kThreads]);
+  uint32_t key = key_of(row.logits[int64_t{threadIdx.x} * row.n / kThreads]);
+  if (key < low || key > high) key = 0;
   __syncthreads();  // what lies there has been read
-  shared.sample.entries[threadIdx.x] = entry_of(sampled, static_cast<int>(threadIdx.x));
-  if (threadIdx.x < kParts) shared.part_begin[threadIdx.x] = 1;
+  shared.sample.entries[threadIdx.x] = entry_of(key, static_cast<int>(threadIdx.x));
+  if (threadIdx.x < kParts) parts.begin[threadIdx.x] = low;
   sort(shared.sample.entries, kThreads);
-  const uint32_t key = key_in(shared.sample.entries[threadIdx.x]);
+  key = key_in(shared.sample.entries[threadIdx.x]);
   double running = key == 0 ? 0.0 : row.weight(key);
   for (int offset = 1; offset < 32; offset *= 2) {
     const double other = __shfl_up_sync(0xffffffffu, running, offset);
@@ -202,66 +220,92 @@ __device__ double weigh_parts(const Row& row, Shared& shared) {
   if (all > 0.0) {  // this sample is a border wherever the running sum passes a multiple of all / kParts
     const double before = threadIdx.x == 0 ? 0.0 : shared.sample.running[threadIdx.x - 1];
     const int first = static_cast<int>(before / all * kParts), end = static_cast<int>(running / all * kParts);
-    for (int part = first; part < min(end, kParts - 1); ++part) atomicMax(&shared.part_begin[part], key);
+    for (int part = first; part < min(end, kParts - 1); ++part) atomicMax(&parts.begin[part], key);
   }
   __syncthreads();
   for (int part = 0; part < kParts; ++part) shared.sums[part][threadIdx.x] = 0.0;
   row.each([&](uint32_t at, int) {
+    if (at < low || at > high) return;
     int part = 0;
 #pragma unroll
     for (int step = kParts / 2; step > 0; step /= 2)
-      if (at < shared.part_begin[part + step - 1]) part += step;
+      if (at < parts.begin[part + step - 1]) part += step;
     shared.sums[part][threadIdx.x] += row.weight(at);
   });
   add_up(kParts, shared);
   double total = 0.0;
   for (int part = 0; part < kParts; ++part) total += shared.totals[part];
-  if (threadIdx.x < kParts) shared.part_weights[threadIdx.x] = shared.totals[threadIdx.x];
+  if (threadIdx.x < kParts) parts.weights[threadIdx.x] = shared.totals[threadIdx.x];
   __syncthreads();
   return total;
 }
 
-// Where the running sum of weights reaches (or passes) `target`, of keys from `lowest` on; otherwise as find_key.
-// REQUIRES: weigh_parts(row); `lowest` is 1 or a key of the row.
-__device__ Place find_weight(const Row& row, uint32_t lowest, uint32_t highest, double target, bool inclusive,
-                             Shared& shared) {
-  double before = 0.0, running = 0.0;
-  uint32_t low = lowest, high = highest;
+// Keys from `low` to `high`; those above have a weight of `before`.
+struct Range {
+  uint32_t low, high;
+  double before;
+};
+
+// The part of `range` in which the running sum of weights reaches (passes, unless `inclusive`) `target`; the last that has a weight
+// where it does not.
+__device__ Range find_part(const Range& range, const Parts& parts, double target, bool inclusive) {
+  Range found = range;
+  double running = range.before;
   for (int part = 0; part < kParts; ++part) {
-    const uint32_t part_high = part == 0 ? highest : shared.part_begin[part - 1] - 1;
-    if (part_high < lowest) break;
-    if (!(shared.part_weights[part] > 0.0)) continue;
-    before = running;
-    low = max(lowest, shared.part_begin[part]);
-    high = part_high;
-    running += shared.part_weights[part];
+    const uint32_t high = part == 0 ? range.high : parts.begin[part - 1] - 1;
+    if (high < range.low) break;
+    if (!(parts.weights[part] > 0.0)) continue;
+    found = {max(range.low, parts.begin[part]), high, running};
+    running += parts.weights[part];
     if (inclusive ? running >= target : running > target) break;
   }
-  const auto weight = [&](uint32_t key) { return row.weight(key); };
+  return found;
+}
 
-  // A thread's keys lie together in the list, in order: sums do not depend on the run.
+// How many keys of the row are in the range; `first`: how many of them threads before this one have.
+__device__ int count_keys(const Row& row, const Range& range, int& first, Shared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int n = 0;
-  row.each([&](uint32_t key, int) { n += key >= low && key <= high; });
-  int end = n;
+  row.each([&](uint32_t key, int) { n += key >= range.low && key <= range.high; });
+  first = n;
   for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_up_sync(0xffffffffu, end, offset);
-    if (lane >= offset) end += other;
+    const int other = __shfl_up_sync(0xffffffffu, first, offset);
+    if (lane >= offset) first += other;
   }
-  __syncthreads();  // counts and sums have been read
-  if (lane == 31) shared.counts[warp] = end;
+  __syncthreads();  // the last counts have been read
+  if (lane == 31) shared.counts[warp] = first;
   __syncthreads();
-  int n_listed = 0;
+  int all = 0;
   for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) end += n_listed;
-    n_listed += shared.counts[w];
+    if (w == warp) first += all;
+    all += shared.counts[w];
   }
-  if (n_listed > kMostListed || low == high) return find_key(row, low, high, before, weight, target, inclusive, shared);
-  int at = end - n;
+  first -= n;
+  return all;
+}
+
+// Where the running sum of weights reaches (or passes) `target`, of keys from `lowest` on; otherwise as find_key.
+// REQUIRES: weigh_parts of the row into shared.of_row; `lowest` is 1 or a key of the row.
+__device__ Place find_weight(const Row& row, uint32_t lowest, uint32_t highest, double target, bool inclusive,
+                             Shared& shared) {
+  const auto weight = [&](uint32_t key) { return row.weight(key); };
+  Range range = find_part({lowest, highest, 0.0}, shared.of_row, target, inclusive);
+  int first = 0, n_listed = count_keys(row, range, first, shared);
+  while (n_listed > kMostListed && range.low < range.high) {  // as a rule the last part: many keys of little weight
+    weigh_parts(row, range.low, range.high, shared.of_part, shared);
+    const Range part = find_part(range, shared.of_part, target, inclusive);
+    if (part.low == range.low && part.high == range.high) break;
+    range = part;
+    n_listed = count_keys(row, range, first, shared);
+  }
+  if (n_listed > kMostListed || range.low == range.high)
+    return find_key(row, range.low, range.high, range.before, weight, target, inclusive, shared);
+  __syncthreads();  // sums have been read
   row.each([&](uint32_t key, int) {
-    if (key >= low && key <= high) shared.list.keys[at++] = key;
+    if (key >= range.low && key <= range.high) shared.list.keys[first++] = key;
   });
-  return find_key(List{shared.list.keys, n_listed}, low, high, before, weight, target, inclusive, shared);
+  return find_key(List{shared.list.keys, n_listed}, range.low, range.high, range.before, weight, target, inclusive,
+                  shared);
 }
 
 // The index-th candidate of this key (the last, where there are fewer), in order of ids. A warp has neighbouring ids.
@@ -269,15 +313,16 @@ __device__ int nth_of_key(const Row& row, uint32_t key, int index, Shared& share
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int share = (row.n + kThreads - 1) / kThreads * 32, begin = warp * share, end = min(row.n, begin + share);
   const auto each_ballot = [&](auto visit) {  // visit(first id, which of the 32 ids from there are of this key)
-    for (int base = begin; base < end; base += kLoads * 32) {
-      float loaded[kLoads];
+    constexpr int kAtOnce = 8;
+    for (int base = begin; base < end; base += kAtOnce * 32) {
+      float loaded[kAtOnce];
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
+      for (int j = 0; j < kAtOnce; ++j) {
         const int i = base + j * 32 + lane;
         loaded[j] = i < end ? row.logits[i] : NAN;
       }
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j) visit(base + j * 32, __ballot_sync(0xffffffffu, key_of(loaded[j]) == key));
+      for (int j = 0; j < kAtOnce; ++j) visit(base + j * 32, __ballot_sync(0xffffffffu, key_of(loaded[j]) == key));
     }
   };
   int n = 0;
@@ -357,7 +402,8 @@ __device__ int choose_among_all(const Row& row, const TokenRule& rule, uint32_t 
     before = total_of(
         row, [&](uint32_t key) { return key > cut_key ? row.weight(key) : 0.0; }, shared);
   }
-  const double all = weigh_parts(row, shared), total = is_cut ? before + n_equal * row.weight(cut_key) : all;
+  const double all = weigh_parts(row, 1, highest, shared.of_row, shared),
+               total = is_cut ? before + n_equal * row.weight(cut_key) : all;
   if (rule.top_p < 1.0f) {
     const double target = static_cast<double>(rule.top_p) * total;
     const Place place = find_weight(row, 1, highest, target, true, shared);
@@ -403,7 +449,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const TokenRule rule = rules[blockIdx.x];
-  Row row{logits + int64_t{blockIdx.x} * n, n, 0.0, static_cast<double>(rule.temperature)};
+  Row row{logits + int64_t{blockIdx.x} * n, n, 0.0, 1.0 / static_cast<double>(rule.temperature)};
 
   uint64_t best = 0;
   row.each([&](uint32_t key, int id) { best = max(best, entry_of(key, id)); });
