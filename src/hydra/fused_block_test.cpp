@@ -5,8 +5,10 @@
 #include "hydra/device_stream.h"
 #include "hydra/experts.h"
 #include "hydra/hydra_test_util.h"
+#include "hydra/precision.h"
 #include "hydra/product_keys.h"
 #include "hydra/sparse_attention.h"
+#include "hydra/workspace.h"
 
 namespace polyspan {
 namespace {
@@ -98,6 +100,45 @@ TEST(FusedBlock, BestPairs) {
   EXPECT_LT(distance(found.y.cpu(), wanted.y), 1e-5);
 }
 
+// The loop over chunks against the plain one in double; the numbers of a slot are fewer and more than a block's threads.
+TEST(FusedBlock, Workspace) {
+  NEEDS_KERNELS();
+  for (const auto& [d_slot, rank, len] : {std::array<int64_t, 3>{24, 16, 16}, {300, 20, 64}}) {
+    SCOPED_TRACE(std::to_string(d_slot) + " numbers a slot");
+    HydraConfig c = tiny_config();
+    c.d_model = 16, c.n_slots = 8, c.d_slot = d_slot, c.slot_rank = rank, c.chunk_len = len;
+    Parameters on_device(hydra_tensors(c), 1, float32().device(device())), plain(hydra_tensors(c), 1, float64());
+    {
+      const torch::NoGradGuard no_grad;
+      torch::manual_seed(7);
+      for (size_t i = 0; i < plain.tensors().size(); ++i) {
+        torch::Tensor(plain.tensors()[i]).add_(torch::randn_like(plain.tensors()[i]) * 0.3);
+        torch::Tensor(on_device.tensors()[i]).copy_(plain.tensors()[i]);
+      }
+    }
+    const torch::Tensor x = torch::randn({2, 5 * len, 16}, float64()).set_requires_grad(true),
+                        x_there = x.detach().to(device(), torch::kFloat32).set_requires_grad(true);
+    const BlockParameters w(plain, 1), w_there(on_device, 1);
+    const WorkspaceOutput wanted = workspace(c, w, x), found = workspace(c, w_there, x_there);
+    EXPECT_LT(distance(found.y.cpu(), wanted.y), 1e-4);
+    EXPECT_LT(distance(found.slots.cpu(), wanted.slots), 1e-4);
+    EXPECT_NEAR(found.touched.item<double>(), wanted.touched.item<double>(), 0.01);
+    const char* const names[] = {"slots_write_q.weight", "slots_write_k.weight", "slots_write_v.weight",
+                                 "slots_gate.weight",    "slots_gate.bias",      "slots_init",
+                                 "slots_read_k.weight"};
+    std::vector<torch::Tensor> inputs = {x}, inputs_there = {x_there};
+    for (const char* name : names) inputs.push_back(w[name]), inputs_there.push_back(w_there[name]);
+    const torch::Tensor d_y = torch::randn_like(wanted.y), d_slots = torch::randn_like(wanted.slots);
+    const std::vector<torch::Tensor> grads =
+        torch::autograd::grad({(wanted.y * d_y).sum() + (wanted.slots * d_slots).sum()}, inputs);
+    const auto there = [](const torch::Tensor& t) { return t.to(device(), torch::kFloat32); };
+    const std::vector<torch::Tensor> grads_there =
+        torch::autograd::grad({(found.y * there(d_y)).sum() + (found.slots * there(d_slots)).sum()}, inputs_there);
+    for (size_t i = 0; i < inputs.size(); ++i)
+      EXPECT_LT(distance(grads_there[i].cpu(), grads[i]), 1e-3) << (i == 0 ? "the input" : names[i - 1]);
+  }
+}
+
 #if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 9)
 // Of one chunk to experts 1 and 3, of another to 3 and 0: expert 2 is idle.
 TEST(BatchedExperts, AreTheGroupedExperts) {
@@ -135,6 +176,65 @@ TEST(SparseAttention, FusedIsThePlainForm) {
   }
 }
 #endif
+
+// Every part, in sizes that the kernels take.
+HydraConfig config_for_kernels() {
+  HydraConfig c = tiny_config();
+  c.d_model = 64, c.chunk_len = 16, c.d_inner = 128, c.ssm_head_dim = 32, c.d_state = 64;
+  c.n_heads = 4, c.n_kv_heads = 2, c.head_dim = 16, c.window = 32, c.n_global = 16;
+  c.d_expert = 32, c.n_slots = 4, c.d_slot = 16, c.slot_rank = 16;
+  return c;
+}
+
+#define NEEDS_A_GPU() \
+  if (!torch::cuda::is_available()) GTEST_SKIP() << "there is no GPU"
+
+// Loss and gradients in bf16 on a GPU against float32 on the CPU: rounding, and a choice that falls the other way, remain.
+TEST(HydraOnGpu, LearnsAsOnTheCpu) {
+  NEEDS_A_GPU();
+  const HydraConfig c = config_for_kernels();
+  HydraModel here(c, 1, float32()), there(c, 1, float32().device(torch::kCUDA));
+  const torch::Tensor tokens = random_tokens(3, 170, 260);
+  const auto run = [&](HydraModel& model, const torch::Device& where) {
+    const Bf16Products products(where.type(), where.is_cuda());
+    const ForwardOutput out = model.forward(tokens.to(where), {});
+    const torch::Tensor loss = torch::nn::functional::cross_entropy(
+        out.logits.to(torch::kFloat32).slice(1, 0, 169).flatten(0, 1), tokens.to(where).slice(1, 1).flatten());
+    (loss + 0.01 * out.balance_loss).backward();
+    return loss.item<double>();
+  };
+  EXPECT_NEAR(run(there, torch::kCUDA), run(here, torch::kCPU), 0.01);
+  double apart = 0, whole = 0;
+  for (size_t i = 0; i < here.parameters().tensors().size(); ++i) {
+    const auto dense = [](const torch::Tensor& t) {
+      return (t.grad().is_sparse() ? t.grad().to_dense() : t.grad()).cpu().to(torch::kFloat64);
+    };
+    const torch::Tensor wanted = dense(here.parameters().tensors()[i]), found = dense(there.parameters().tensors()[i]);
+    apart += (found - wanted).square().sum().item<double>();
+    whole += wanted.square().sum().item<double>();
+    EXPECT_LT(distance(found, wanted), 0.5) << here.parameters().specs()[i].name;
+  }
+  EXPECT_LT(std::sqrt(apart / whole), 0.1);
+}
+
+TEST(HydraOnGpu, IsCausalToTheBit) {
+  NEEDS_A_GPU();
+  const torch::NoGradGuard no_grad;
+  HydraModel model(config_for_kernels(), 1, float32().device(torch::kCUDA));
+  stir(model.parameters(), 0.1);
+  const torch::Tensor tokens = random_tokens(3, 170, 260).to(torch::kCUDA);
+  const Bf16Products products(torch::kCUDA, true);
+  const torch::Tensor before = model.forward(tokens, {}).logits;
+  EXPECT_TRUE(same_bits(model.forward(tokens, {}).logits, before)) << "not even the same twice";
+  for (int64_t t = 0; t < 170; t += 13) {
+    torch::Tensor changed = tokens.clone();
+    changed[1][t] = (tokens[1][t].item<int64_t>() + 101) % 260;
+    const torch::Tensor after = model.forward(changed, {}).logits;
+    EXPECT_TRUE(same_bits(after[1].slice(0, 0, t), before[1].slice(0, 0, t))) << "token " << t;
+    EXPECT_FALSE(same_bits(after[1][t], before[1][t])) << "token " << t;
+    EXPECT_TRUE(same_bits(after[0], before[0]) && same_bits(after[2], before[2])) << "another sequence, token " << t;
+  }
+}
 
 }  // namespace
 }  // namespace polyspan
