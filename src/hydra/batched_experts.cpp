@@ -1,6 +1,7 @@
 #include "hydra/batched_experts.h"
 
 #include "core/error.h"
+#include "hydra/device_stream.h"
 #include "hydra/fused_block.h"
 #include "hydra/precision.h"
 
@@ -102,7 +103,8 @@ class BatchedExperts : public torch::autograd::Function<BatchedExperts> {
 }  // namespace
 
 bool batched_experts_take(const torch::Tensor& x, const torch::Tensor& gate) {
-  return x.is_cuda() && Bf16Products::are_on(x.device().type()) && gate.size(1) % 8 == 0 && gate.size(2) % 8 == 0;
+  return DeviceStream::is_for(x.device()) && Bf16Products::are_on(x.device().type()) && gate.size(1) % 8 == 0 &&
+         gate.size(2) % 8 == 0;
 }
 torch::Tensor batched_experts(const torch::Tensor& x, const torch::Tensor& experts, const torch::Tensor& weights,
                               const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& down) {

@@ -6,7 +6,7 @@
 
 namespace polyspan {
 
-// x [n_chunks, chunk_len, d_model] on a GPU with products in bf16, and sizes that the products take.
+// x [n_chunks, chunk_len, d_model] where the kernels are (hydra/device_stream.h), with products in bf16, and sizes that the products take.
 bool batched_experts_take(const torch::Tensor& x, const torch::Tensor& gate);
 
 // experts, weights [n_chunks, n_active] -> [n_chunks, chunk_len, d_model], bf16. A row's sums do not depend on the other

@@ -2,6 +2,7 @@
 
 #include "eval/random_source.h"
 #include "hydra/controller.h"
+#include "hydra/device_stream.h"
 #include "hydra/experts.h"
 #include "hydra/fused_block.h"
 #include "hydra/precision.h"
@@ -48,8 +49,9 @@ torch::Tensor HydraModel::block(int64_t layer, const torch::Tensor& x, const Sta
   const auto share = [&](HydraPart part) { return switches.share_of(part); };
   const std::string name = std::to_string(layer);
 
-  // For products: rounded once.
-  const torch::Tensor in = Bf16Products::are_on(n.device().type()) ? n.to(torch::kBFloat16) : n;
+  // What the products read: rounded once where kernels take bf16, else by each product for itself.
+  const bool rounded = DeviceStream::is_for(n.device()) && Bf16Products::are_on(n.device().type());
+  const torch::Tensor in = rounded ? n.to(torch::kBFloat16) : n;
   std::vector<Path> paths;
   if (c.has_ssm && share(HydraPart::kSsm) > 0) paths.push_back({ssm(c, w, in), 0, share(HydraPart::kSsm)});
   if (c.has_attention(layer) && share(HydraPart::kAttention) > 0)

@@ -156,8 +156,8 @@ struct Operands {
 torch::Tensor sparse_attention(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& x,
                                bool with_globals) {
 #ifdef POLYSPAN_HAS_FUSED_ATTENTION
-  if (x.is_cuda() && Bf16Products::are_on(x.device().type()) && c.head_dim % 8 == 0 && c.chunk_len % 16 == 0 &&
-      c.window % 16 == 0 && c.n_global % 16 == 0)
+  if (DeviceStream::is_for(x.device()) && Bf16Products::are_on(x.device().type()) && c.head_dim % 8 == 0 &&
+      c.chunk_len % 16 == 0 && c.window % 16 == 0 && c.n_global % 16 == 0)
     return sparse_attention_fused(c, w, x, with_globals);
 #endif
   const Operands o(c, w, x, with_globals);

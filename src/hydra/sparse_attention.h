@@ -18,7 +18,8 @@ torch::Tensor sparse_attention(const HydraConfig& config, const BlockParameters&
 
 #if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 4)
 #define POLYSPAN_HAS_FUSED_ATTENTION 1
-// The same through LibTorch's attention kernels, which write no logits; on a GPU in bf16 sparse_attention calls it.
+// The same through LibTorch's attention kernels, which write no logits; sparse_attention calls it in bf16
+// where the kernels are (hydra/device_stream.h).
 torch::Tensor sparse_attention_fused(const HydraConfig& config, const BlockParameters& w, const torch::Tensor& x,
                                      bool with_globals = true);
 #endif

@@ -30,10 +30,10 @@ void workspace_forward(const WorkspaceSizes& sizes, const WorkspaceInput& in, co
                        Stream stream);
 struct WorkspaceGradients {
   const float *d_before, *d_last;  // given
-  float* d_found;                  // [n_seqs, n_chunks, n_slots, 2 d_slot]: of u, and of what the gate is the sigmoid of
-  float* d_logits;                 // as attention
-  float* d_queries;                // as queries
-  float* d_init;                   // [n_seqs, n_slots, d_slot]
+  float* d_found;    // [n_seqs, n_chunks, n_slots, 2 d_slot]: of u, and of what the gate is the sigmoid of
+  float* d_logits;   // as attention
+  float* d_queries;  // as queries
+  float* d_init;     // [n_seqs, n_slots, d_slot]
 };
 // of_slots_t [rank + d_slot, d_slot]: the transpose of of_slots.
 void workspace_backward(const WorkspaceSizes& sizes, const WorkspaceInput& in, const float* of_slots_t,
