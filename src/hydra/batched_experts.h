@@ -2,7 +2,7 @@
 // (2.9 and later), in bf16. Which chunks go to which expert stays on the device: nothing waits for the host.
 #pragma once
 
-#include <torch/torch.h>
+#include "hydra/torch.h"
 
 namespace polyspan {
 

@@ -2,7 +2,9 @@
 // POLYSPAN_HYDRA_KERNELS (off by default: not verified on a GPU yet).
 #pragma once
 
-#include <torch/torch.h>
+#include <cstdint>
+
+#include "hydra/torch.h"
 
 namespace polyspan {
 
@@ -17,5 +19,11 @@ class DeviceStream {
  private:
   void* handle_;
 };
+
+// Where the kernels read and write. REQUIRES: the tensor is contiguous, and of that type.
+inline float* floats_of(const torch::Tensor& t) { return static_cast<float*>(t.data_ptr()); }
+inline uint16_t* bf16_of(const torch::Tensor& t) { return static_cast<uint16_t*>(t.data_ptr()); }
+inline bool is_bf16(const torch::Tensor& t) { return t.scalar_type() == torch::kBFloat16; }
+inline bool is_f32(const torch::Tensor& t) { return t.scalar_type() == torch::kFloat32; }
 
 }  // namespace polyspan

@@ -45,20 +45,14 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-const float* read(const torch::Tensor& t) { return static_cast<const float*>(t.data_ptr()); }
-float* written(const torch::Tensor& t) { return static_cast<float*>(t.data_ptr()); }
-hydra::Bf16* bf16(const torch::Tensor& t) { return static_cast<hydra::Bf16*>(t.data_ptr()); }
-bool is_bf16(const torch::Tensor& t) { return t.scalar_type() == torch::kBFloat16; }
-bool is_f32(const torch::Tensor& t) { return t.scalar_type() == torch::kFloat32; }
-
-class Norm : public torch::autograd::Function<Norm> {
+class FusedNorm : public torch::autograd::Function<FusedNorm> {
  public:
   static torch::Tensor forward(AutogradContext* context, torch::Tensor x_, torch::Tensor weight, double eps) {
     const torch::Tensor x = x_.contiguous(), y = torch::empty_like(x);
     const int64_t d = x.size(-1), n = x.numel() / d;
     const torch::Tensor scale = torch::empty({n}, x.options());
     const DeviceStream stream(x.device());
-    hydra::norm_forward(read(x), read(weight), static_cast<float>(eps), n, d, written(y), written(scale),
+    hydra::norm_forward(floats_of(x), floats_of(weight), static_cast<float>(eps), n, d, floats_of(y), floats_of(scale),
                         stream.handle());
     context->save_for_backward({x, weight, scale});
     return y;
@@ -69,13 +63,13 @@ class Norm : public torch::autograd::Function<Norm> {
     const int64_t d = x.size(-1), n = x.numel() / d;
     const torch::Tensor d_weight = torch::empty({hydra::norm_partial_rows(n), d}, x.options());
     const DeviceStream stream(x.device());
-    hydra::norm_backward(read(x), read(saved[1]), read(saved[2]), read(dy), n, d, written(dx), written(d_weight),
-                         stream.handle());
+    hydra::norm_backward(floats_of(x), floats_of(saved[1]), floats_of(saved[2]), floats_of(dy), n, d, floats_of(dx),
+                         floats_of(d_weight), stream.handle());
     return {dx, d_weight.sum(0), torch::Tensor()};
   }
 };
 
-class Rope : public torch::autograd::Function<Rope> {
+class FusedRope : public torch::autograd::Function<FusedRope> {
  public:
   static torch::Tensor rotated(const torch::Tensor& in, double base, bool back) {
     const torch::Tensor x = in.contiguous(), y = torch::empty_like(x);
@@ -93,7 +87,7 @@ class Rope : public torch::autograd::Function<Rope> {
   }
 };
 
-class PathSum : public torch::autograd::Function<PathSum> {
+class FusedPathSum : public torch::autograd::Function<FusedPathSum> {
  public:
   static torch::Tensor forward(AutogradContext* context, torch::Tensor x_, torch::Tensor multipliers_,
                                int64_t chunk_len, std::vector<int64_t> which, std::vector<double> share,
@@ -106,7 +100,7 @@ class PathSum : public torch::autograd::Function<PathSum> {
     context->saved_data["which"] = which;
     context->saved_data["share"] = share;
     const DeviceStream stream(x.device());
-    hydra::path_sum_forward(sum_of(saved, chunk_len, which, share), read(x), read(multipliers), written(y),
+    hydra::path_sum_forward(sum_of(saved, chunk_len, which, share), floats_of(x), floats_of(multipliers), floats_of(y),
                             stream.handle());
     return y;
   }
@@ -123,7 +117,7 @@ class PathSum : public torch::autograd::Function<PathSum> {
     const DeviceStream stream(dy.device());
     hydra::path_sum_backward(
         sum_of(saved, context->saved_data["chunk_len"].toInt(), which, context->saved_data["share"].toDoubleVector()),
-        read(saved[0]), read(dy), d_paths.data(), written(d_multipliers), stream.handle());
+        floats_of(saved[0]), floats_of(dy), d_paths.data(), floats_of(d_multipliers), stream.handle());
     return grads;
   }
 
@@ -163,7 +157,7 @@ torch::Tensor add_paths(const torch::Tensor& x, const std::vector<Path>& paths, 
     values.push_back(path.value);
   }
   if (!takes) return add_paths_plain(x, paths, multipliers, chunk_len);
-  return PathSum::apply(x, multipliers, chunk_len, which, share, at::TensorList(values));
+  return FusedPathSum::apply(x, multipliers, chunk_len, which, share, at::TensorList(values));
 }
 
 bool fused_norm_takes(const torch::Tensor& x, const torch::Tensor& weight) {
@@ -171,13 +165,13 @@ bool fused_norm_takes(const torch::Tensor& x, const torch::Tensor& weight) {
          x.size(-1) <= hydra::kMostNormed && x.numel() > 0;
 }
 torch::Tensor fused_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps) {
-  return Norm::apply(x, weight, eps);
+  return FusedNorm::apply(x, weight, eps);
 }
 
 bool fused_rope_takes(const torch::Tensor& x) {
   return DeviceStream::is_for(x.device()) && (is_f32(x) || is_bf16(x)) && x.size(3) <= 512 && x.numel() > 0;
 }
-torch::Tensor fused_rope(const torch::Tensor& x, double base) { return Rope::apply(x, base); }
+torch::Tensor fused_rope(const torch::Tensor& x, double base) { return FusedRope::apply(x, base); }
 
 bool fused_swiglu_takes(const torch::Tensor& gate) {
   return DeviceStream::is_for(gate.device()) && is_bf16(gate) && gate.size(-1) % 4 == 0;
@@ -185,7 +179,8 @@ bool fused_swiglu_takes(const torch::Tensor& gate) {
 torch::Tensor fused_swiglu(const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& factor) {
   const torch::Tensor h = torch::empty_like(gate);
   const DeviceStream stream(gate.device());
-  hydra::swiglu_forward(bf16(gate), bf16(up), read(factor), gate.size(0), gate.size(1), bf16(h), stream.handle());
+  hydra::swiglu_forward(bf16_of(gate), bf16_of(up), floats_of(factor), gate.size(0), gate.size(1), bf16_of(h),
+                        stream.handle());
   return h;
 }
 SwigluGradients fused_swiglu_backward(const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& factor,
@@ -193,8 +188,8 @@ SwigluGradients fused_swiglu_backward(const torch::Tensor& gate, const torch::Te
   const SwigluGradients to{torch::empty_like(gate), torch::empty_like(up), torch::empty_like(gate),
                            torch::empty_like(factor)};
   const DeviceStream stream(gate.device());
-  hydra::swiglu_backward(bf16(gate), bf16(up), read(factor), bf16(d_h), gate.size(0), gate.size(1), bf16(to.gate),
-                         bf16(to.up), bf16(to.h), written(to.factor), stream.handle());
+  hydra::swiglu_backward(bf16_of(gate), bf16_of(up), floats_of(factor), bf16_of(d_h), gate.size(0), gate.size(1),
+                         bf16_of(to.gate), bf16_of(to.up), bf16_of(to.h), floats_of(to.factor), stream.handle());
   return to;
 }
 #endif

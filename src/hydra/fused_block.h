@@ -2,9 +2,9 @@
 // beside its caller, which is computed where there are no kernels and is what the tests hold these to.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <vector>
+
+#include "hydra/torch.h"
 
 namespace polyspan {
 

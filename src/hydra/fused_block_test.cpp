@@ -13,24 +13,19 @@
 namespace polyspan {
 namespace {
 
-torch::Device device() { return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU; }
+torch::Device kernel_device() { return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU; }
 #define NEEDS_KERNELS() \
-  if (!DeviceStream::is_for(device())) GTEST_SKIP() << "the kernels are not there, or there is no GPU"
+  if (!DeviceStream::is_for(kernel_device())) GTEST_SKIP() << "the kernels are not there, or there is no GPU"
 
-double distance(const torch::Tensor& a, const torch::Tensor& b) {
-  const torch::Tensor x = a.to(torch::kFloat64), y = b.to(torch::kFloat64);
-  return ((x - y).norm() / (y.norm() + 1e-12)).item<double>();
-}
-
-torch::Tensor random(at::IntArrayRef shape, torch::ScalarType type = torch::kFloat32) {
-  return torch::randn(shape).to(device(), type).set_requires_grad(true);
+torch::Tensor random_leaf(at::IntArrayRef shape, torch::ScalarType type = torch::kFloat32) {
+  return torch::randn(shape).to(kernel_device(), type).set_requires_grad(true);
 }
 
 // Gradients of a sum of both by `inputs`.
-void expect_same(const torch::Tensor& actual, const torch::Tensor& expected, const std::vector<torch::Tensor>& inputs,
-                 double tolerance) {
+void expect_same_gradients(const torch::Tensor& actual, const torch::Tensor& expected,
+                           const std::vector<torch::Tensor>& inputs, double tolerance) {
   EXPECT_LT(distance(actual, expected), tolerance);
-  const torch::Tensor direction = torch::randn(expected.sizes()).to(device());
+  const torch::Tensor direction = torch::randn(expected.sizes()).to(kernel_device());
   const auto gradients = [&](const torch::Tensor& out) {
     return torch::autograd::grad({(out.to(torch::kFloat32) * direction).sum()}, inputs);
   };
@@ -44,9 +39,9 @@ TEST(FusedBlock, Norm) {
   for (const int64_t d : {4, 64, 516, 1028})
     for (const int64_t n : {1, 65}) {
       SCOPED_TRACE(std::to_string(n) + " rows of " + std::to_string(d));
-      const torch::Tensor x = random({n, d}), weight = random({d});
+      const torch::Tensor x = random_leaf({n, d}), weight = random_leaf({d});
       const torch::Tensor plain = x * torch::rsqrt(x.square().mean(-1, true) + 1e-5) * weight;
-      expect_same(fused_norm(x, weight, 1e-5), plain, {x, weight}, 1e-5);
+      expect_same_gradients(fused_norm(x, weight, 1e-5), plain, {x, weight}, 1e-5);
     }
 }
 
@@ -54,7 +49,7 @@ TEST(FusedBlock, Rope) {
   NEEDS_KERNELS();
   torch::manual_seed(2);
   for (const int64_t head_dim : {2, 32, 64}) {
-    const torch::Tensor x = random({2, 37, 3, head_dim}), on_cpu = x.detach().cpu().to(torch::kFloat64);
+    const torch::Tensor x = random_leaf({2, 37, 3, head_dim}), on_cpu = x.detach().cpu().to(torch::kFloat64);
     const torch::Tensor y = fused_rope(x, 10000.0);
     EXPECT_LT(distance(y.cpu(), rope(on_cpu, 10000.0)), 1e-6) << head_dim;
     // A rotation: the gradient of x . r(x) along d is r^T d, and rotating that gives d again.
@@ -67,11 +62,11 @@ TEST(FusedBlock, Rope) {
 TEST(FusedBlock, Paths) {
   NEEDS_KERNELS();
   torch::manual_seed(3);
-  const torch::Tensor x = random({2, 48, 20}), multipliers = random({2, 3, 3}), a = random({2, 48, 20}),
-                      b = random({2, 48, 20}, torch::kBFloat16), c = random({2, 48, 20}, torch::kBFloat16);
+  const torch::Tensor x = random_leaf({2, 48, 20}), multipliers = random_leaf({2, 3, 3}), a = random_leaf({2, 48, 20}),
+                      b = random_leaf({2, 48, 20}, torch::kBFloat16), c = random_leaf({2, 48, 20}, torch::kBFloat16);
   const std::vector<Path> paths = {{a, 1, 1.0}, {b, 1, 0.5}, {c, 2, 1.0}, {a, -1, 0.25}};
-  expect_same(add_paths(x, paths, multipliers, 16), add_paths_plain(x, paths, multipliers, 16),
-              {x, multipliers, a, b, c}, 0.005);
+  expect_same_gradients(add_paths(x, paths, multipliers, 16), add_paths_plain(x, paths, multipliers, 16),
+                        {x, multipliers, a, b, c}, 0.005);
 }
 
 TEST(FusedBlock, GlobalSets) {
@@ -82,7 +77,7 @@ TEST(FusedBlock, GlobalSets) {
     torch::Tensor scores = torch::randn({3, n_tokens});
     scores[1] = (scores[1] * 3).round();  // many equal ones, and zeros of both signs
     scores[2].zero_();
-    EXPECT_TRUE(torch::equal(global_sets(scores.to(device()), 16, window, n_global).cpu(),
+    EXPECT_TRUE(torch::equal(global_sets(scores.to(kernel_device()), 16, window, n_global).cpu(),
                              global_sets(scores.to(torch::kFloat64), 16, window, n_global)))
         << n_tokens << " tokens, a window of " << window << ", " << n_global;
   }
@@ -92,9 +87,9 @@ TEST(FusedBlock, BestPairs) {
   NEEDS_KERNELS();
   HydraConfig c = tiny_config();
   c.d_model = 32, c.n_sub_keys = 40, c.pkm_heads = 3, c.pkm_top = 7, c.d_pkm_query = 16;
-  Parameters on_device(hydra_tensors(c), 1, float32().device(device())), plain(hydra_tensors(c), 1, float64());
+  Parameters on_device(hydra_tensors(c), 1, float32().device(kernel_device())), plain(hydra_tensors(c), 1, float64());
   const torch::Tensor x = torch::randn({2, 20, 32}, float64());
-  const MemoryOutput found = product_keys(c, BlockParameters(on_device, 1), x.to(device(), torch::kFloat32)),
+  const MemoryOutput found = product_keys(c, BlockParameters(on_device, 1), x.to(kernel_device(), torch::kFloat32)),
                      wanted = product_keys(c, BlockParameters(plain, 1), x);
   EXPECT_TRUE(torch::equal(found.indices.cpu(), wanted.indices));
   EXPECT_LT(distance(found.y.cpu(), wanted.y), 1e-5);
@@ -107,7 +102,7 @@ TEST(FusedBlock, Workspace) {
     SCOPED_TRACE(std::to_string(d_slot) + " numbers a slot");
     HydraConfig c = tiny_config();
     c.d_model = 16, c.n_slots = 8, c.d_slot = d_slot, c.slot_rank = rank, c.chunk_len = len;
-    Parameters on_device(hydra_tensors(c), 1, float32().device(device())), plain(hydra_tensors(c), 1, float64());
+    Parameters on_device(hydra_tensors(c), 1, float32().device(kernel_device())), plain(hydra_tensors(c), 1, float64());
     {
       const torch::NoGradGuard no_grad;
       torch::manual_seed(7);
@@ -117,7 +112,7 @@ TEST(FusedBlock, Workspace) {
       }
     }
     const torch::Tensor x = torch::randn({2, 5 * len, 16}, float64()).set_requires_grad(true),
-                        x_there = x.detach().to(device(), torch::kFloat32).set_requires_grad(true);
+                        x_there = x.detach().to(kernel_device(), torch::kFloat32).set_requires_grad(true);
     const BlockParameters w(plain, 1), w_there(on_device, 1);
     const WorkspaceOutput wanted = workspace(c, w, x), found = workspace(c, w_there, x_there);
     EXPECT_LT(distance(found.y.cpu(), wanted.y), 1e-4);
@@ -131,7 +126,7 @@ TEST(FusedBlock, Workspace) {
     const torch::Tensor d_y = torch::randn_like(wanted.y), d_slots = torch::randn_like(wanted.slots);
     const std::vector<torch::Tensor> grads =
         torch::autograd::grad({(wanted.y * d_y).sum() + (wanted.slots * d_slots).sum()}, inputs);
-    const auto there = [](const torch::Tensor& t) { return t.to(device(), torch::kFloat32); };
+    const auto there = [](const torch::Tensor& t) { return t.to(kernel_device(), torch::kFloat32); };
     const std::vector<torch::Tensor> grads_there =
         torch::autograd::grad({(found.y * there(d_y)).sum() + (found.slots * there(d_slots)).sum()}, inputs_there);
     for (size_t i = 0; i < inputs.size(); ++i)
@@ -143,13 +138,13 @@ TEST(FusedBlock, Workspace) {
 // Of one chunk to experts 1 and 3, of another to 3 and 0: expert 2 is idle.
 TEST(BatchedExperts, AreTheGroupedExperts) {
   torch::manual_seed(5);
-  const torch::Tensor x = random({1, 3, 16, 16}), gate = random({4, 24, 16}), up = random({4, 24, 16}),
-                      down = random({4, 16, 24}), weights = random({1, 3, 2});
-  const torch::Tensor experts = torch::tensor({1, 3, 3, 0, 3, 1}, torch::kInt64).view({1, 3, 2}).to(device());
+  const torch::Tensor x = random_leaf({1, 3, 16, 16}), gate = random_leaf({4, 24, 16}), up = random_leaf({4, 24, 16}),
+                      down = random_leaf({4, 16, 24}), weights = random_leaf({1, 3, 2});
+  const torch::Tensor experts = torch::tensor({1, 3, 3, 0, 3, 1}, torch::kInt64).view({1, 3, 2}).to(kernel_device());
   const torch::Tensor plain = grouped_experts(x, experts, weights, gate, up, down);
   const torch::Tensor batched =
       batched_experts(x.flatten(0, 1), experts.flatten(0, 1), weights.flatten(0, 1), gate, up, down).view(x.sizes());
-  expect_same(batched, plain, {x, weights, gate, up, down}, 0.02);
+  expect_same_gradients(batched, plain, {x, weights, gate, up, down}, 0.02);
 }
 #endif
 
@@ -198,8 +193,8 @@ TEST(HydraOnGpu, LearnsAsOnTheCpu) {
   const auto run = [&](HydraModel& model, const torch::Device& where) {
     const Bf16Products products(where.type(), where.is_cuda());
     const ForwardOutput out = model.forward(tokens.to(where), {});
-    const torch::Tensor loss = torch::nn::functional::cross_entropy(
-        out.logits.to(torch::kFloat32).slice(1, 0, 169).flatten(0, 1), tokens.to(where).slice(1, 1).flatten());
+    const torch::Tensor loss = at::cross_entropy_loss(out.logits.to(torch::kFloat32).slice(1, 0, 169).flatten(0, 1),
+                                                      tokens.to(where).slice(1, 1).flatten());
     (loss + 0.01 * out.balance_loss).backward();
     return loss.item<double>();
   };

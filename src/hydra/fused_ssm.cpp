@@ -16,15 +16,12 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-hydra::Bf16* bf16(const torch::Tensor& t) { return static_cast<hydra::Bf16*>(t.data_ptr()); }
-float* f32(const torch::Tensor& t) { return static_cast<float*>(t.data_ptr()); }
-
-hydra::SsmSizes sizes_of(const HydraConfig& c, const torch::Tensor& in) {
+hydra::SsmSizes ssm_sizes_of(const HydraConfig& c, const torch::Tensor& in) {
   return {in.size(0), in.size(1), c.n_ssm_heads(), c.ssm_head_dim, c.d_state, c.d_conv};
 }
 
 // Tensors that the kernels write, of the device of `like`.
-struct Maker {
+struct TensorMaker {
   const torch::Tensor& like;
   torch::Tensor bf16(at::IntArrayRef shape) const {
     return torch::empty(shape, like.options().dtype(torch::kBFloat16));
@@ -37,8 +34,8 @@ class FusedSsm : public torch::autograd::Function<FusedSsm> {
   static torch::Tensor forward(AutogradContext* context, torch::Tensor in, torch::Tensor conv, torch::Tensor conv_bias,
                                torch::Tensor dt_bias, torch::Tensor a_log, torch::Tensor d, torch::Tensor norm,
                                double eps, const HydraConfig& c) {
-    const hydra::SsmSizes s = sizes_of(c, in);
-    const Maker make{in};
+    const hydra::SsmSizes s = ssm_sizes_of(c, in);
+    const TensorMaker make{in};
     const torch::Tensor xbc = make.bf16({s.all_tokens(), s.d_channels()}),
                         dt = make.f32({s.all_chunks(), s.n_heads, hydra::kScanChunk}), sums = torch::empty_like(dt),
                         before = make.bf16({s.all_chunks(), s.n_heads, s.head_dim, s.d_state}),
@@ -59,7 +56,7 @@ class FusedSsm : public torch::autograd::Function<FusedSsm> {
     const torch::Tensor& in = saved[0];
     const std::vector<int64_t> n = context->saved_data["sizes"].toIntVector();
     const hydra::SsmSizes s{in.size(0), in.size(1), n[0], n[1], n[2], n[3]};
-    const Maker make{in};
+    const TensorMaker make{in};
     const torch::Tensor d_out = d_outs[0].to(torch::kBFloat16).contiguous(), d_in = torch::empty_like(in),
                         d_y = make.bf16({s.all_tokens(), s.d_inner()}), d_x = make.bf16(d_y.sizes()),
                         after = torch::empty_like(saved[10]), added = make.f32(after.sizes()),
@@ -68,9 +65,11 @@ class FusedSsm : public torch::autograd::Function<FusedSsm> {
                         d_conv = make.f32({hydra::ssm_conv_rows(s), s.d_conv + 1, s.d_channels()}),
                         of_heads = make.f32({3, s.all_chunks(), s.n_heads});  // a_log, D, the bias of dt
     hydra::SsmGradients g{};
-    g.d_out = bf16(d_out), g.d_in = bf16(d_in), g.d_y = bf16(d_y), g.added = f32(added), g.after = bf16(after);
-    g.d_x = bf16(d_x), g.d_bc = f32(d_bc), g.d_dt = f32(d_dt), g.d_norm = f32(d_norm), g.d_conv = f32(d_conv);
-    g.d_a_log = f32(of_heads[0]), g.d_d = f32(of_heads[1]), g.d_dt_bias = f32(of_heads[2]);
+    g.d_out = bf16_of(d_out), g.d_in = bf16_of(d_in), g.d_y = bf16_of(d_y), g.added = floats_of(added),
+    g.after = bf16_of(after);
+    g.d_x = bf16_of(d_x), g.d_bc = floats_of(d_bc), g.d_dt = floats_of(d_dt), g.d_norm = floats_of(d_norm),
+    g.d_conv = floats_of(d_conv);
+    g.d_a_log = floats_of(of_heads[0]), g.d_d = floats_of(of_heads[1]), g.d_dt_bias = floats_of(of_heads[2]);
     const DeviceStream stream(in.device());
     hydra::ssm_backward(s, weights_of({saved.begin() + 1, saved.begin() + 7}, context->saved_data["eps"].toDouble()),
                         activations_of({in, saved[7], saved[8], saved[9], saved[10], saved[11], saved[12]}, {}, {}), g,
@@ -85,19 +84,20 @@ class FusedSsm : public torch::autograd::Function<FusedSsm> {
 
  private:
   static hydra::SsmWeights weights_of(const variable_list& w, double eps) {
-    return {f32(w[0]), f32(w[1]), f32(w[2]), f32(w[3]), f32(w[4]), f32(w[5]), static_cast<float>(eps)};
+    return {floats_of(w[0]), floats_of(w[1]), floats_of(w[2]),        floats_of(w[3]),
+            floats_of(w[4]), floats_of(w[5]), static_cast<float>(eps)};
   }
   static hydra::SsmActivations activations_of(const variable_list& a, const torch::Tensor& added,
                                               const torch::Tensor& out) {
-    return {bf16(a[0]),
-            bf16(a[1]),
-            f32(a[2]),
-            f32(a[3]),
-            added.defined() ? f32(added) : nullptr,
-            bf16(a[4]),
-            bf16(a[5]),
-            f32(a[6]),
-            out.defined() ? bf16(out) : nullptr};
+    return {bf16_of(a[0]),
+            bf16_of(a[1]),
+            floats_of(a[2]),
+            floats_of(a[3]),
+            added.defined() ? floats_of(added) : nullptr,
+            bf16_of(a[4]),
+            bf16_of(a[5]),
+            floats_of(a[6]),
+            out.defined() ? bf16_of(out) : nullptr};
   }
 };
 
@@ -105,7 +105,7 @@ class FusedSsm : public torch::autograd::Function<FusedSsm> {
 
 bool fused_ssm_takes(const HydraConfig& c, const torch::Tensor& in) {
   return DeviceStream::is_for(in.device()) && in.scalar_type() == torch::kBFloat16 && in.is_contiguous() &&
-         sizes_of(c, in).supported();
+         ssm_sizes_of(c, in).supported();
 }
 
 torch::Tensor fused_ssm(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& in) {

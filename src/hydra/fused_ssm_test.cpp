@@ -8,8 +8,8 @@
 namespace polyspan {
 namespace {
 
-constexpr const char* kNames[] = {"ssm_conv.weight", "ssm_conv.bias", "ssm_dt.bias",
-                                  "ssm_a_log",       "ssm_d",         "ssm_norm.weight"};
+constexpr const char* kSsmWeights[] = {"ssm_conv.weight", "ssm_conv.bias", "ssm_dt.bias",
+                                       "ssm_a_log",       "ssm_d",         "ssm_norm.weight"};
 
 struct SsmCase {
   int64_t n_seqs, n_tokens, n_heads, head_dim, d_state, d_conv;
@@ -18,11 +18,6 @@ struct SsmCase {
 void PrintTo(const SsmCase& c, std::ostream* out) {
   *out << c.n_seqs << " sequences of " << c.n_tokens << ", " << c.n_heads << " heads of " << c.head_dim << ", state "
        << c.d_state << ", convolution " << c.d_conv;
-}
-
-double distance(const torch::Tensor& a, const torch::Tensor& b) {
-  const torch::Tensor x = a.to(torch::kFloat64), y = b.to(torch::kFloat64);
-  return ((x - y).norm() / (y.norm() + 1e-12)).item<double>();
 }
 
 class FusedSsm : public testing::TestWithParam<SsmCase> {};
@@ -43,7 +38,7 @@ TEST_P(FusedSsm, IsThePlainForm) {
   const torch::Tensor direction = torch::randn({size.n_seqs, size.n_tokens, c.d_inner}).to(device);
   const auto gradients = [&](const torch::Tensor& out) {
     std::vector<torch::Tensor> inputs = {in}, grads;
-    for (const char* name : kNames) inputs.push_back(w[name]);
+    for (const char* name : kSsmWeights) inputs.push_back(w[name]);
     return torch::autograd::grad({(out.to(torch::kFloat32) * direction).sum()}, inputs);
   };
   const torch::Tensor plain = ssm_middle(c, w, in.to(torch::kFloat32)), fused = fused_ssm(c, w, in);
@@ -51,7 +46,8 @@ TEST_P(FusedSsm, IsThePlainForm) {
   EXPECT_LT(distance(fused, plain), 0.01);  // bf16 keeps 8 bits: half a unit is 0.002, at four places
   const std::vector<torch::Tensor> expected = gradients(plain), actual = gradients(fused);
   EXPECT_LT(distance(actual[0], expected[0]), 0.02) << "of the input";
-  for (size_t i = 0; i < std::size(kNames); ++i) EXPECT_LT(distance(actual[i + 1], expected[i + 1]), 0.02) << kNames[i];
+  for (size_t i = 0; i < std::size(kSsmWeights); ++i)
+    EXPECT_LT(distance(actual[i + 1], expected[i + 1]), 0.02) << kSsmWeights[i];
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, FusedSsm,

@@ -20,9 +20,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-float* f32(const torch::Tensor& t) { return static_cast<float*>(t.data_ptr()); }
-
-hydra::WorkspaceSizes sizes_of(const torch::Tensor& keys, const torch::Tensor& init) {
+hydra::WorkspaceSizes slot_sizes_of(const torch::Tensor& keys, const torch::Tensor& init) {
   return {keys.size(0), keys.size(1), keys.size(2), init.size(0), init.size(1), keys.size(3)};
 }
 
@@ -30,7 +28,7 @@ class FusedWorkspace : public torch::autograd::Function<FusedWorkspace> {
  public:
   static variable_list forward(AutogradContext* context, torch::Tensor keys, torch::Tensor values_,
                                torch::Tensor of_slots_, torch::Tensor init_) {
-    const hydra::WorkspaceSizes s = sizes_of(keys, init_);
+    const hydra::WorkspaceSizes s = slot_sizes_of(keys, init_);
     const torch::Tensor keys_t = keys.transpose(-1, -2).contiguous(), values = values_.contiguous(),
                         of_slots = of_slots_.contiguous(), init = init_.contiguous();
     const auto of_chunks = [&](int64_t n) {
@@ -40,9 +38,10 @@ class FusedWorkspace : public torch::autograd::Function<FusedWorkspace> {
                         found = of_chunks(s.d_slot), gates = of_chunks(s.d_slot),
                         last = torch::empty({s.n_seqs, s.n_slots, s.d_slot}, init.options());
     const DeviceStream stream(keys.device());
-    hydra::workspace_forward(s, {f32(keys_t), f32(values), f32(of_slots), f32(init)},
-                             {f32(before), f32(attention), f32(queries), f32(found), f32(gates)}, f32(last),
-                             stream.handle());
+    hydra::workspace_forward(
+        s, {floats_of(keys_t), floats_of(values), floats_of(of_slots), floats_of(init)},
+        {floats_of(before), floats_of(attention), floats_of(queries), floats_of(found), floats_of(gates)},
+        floats_of(last), stream.handle());
     context->save_for_backward({keys_t, values, of_slots, init, before, attention, queries, found, gates});
     context->mark_non_differentiable({gates});
     return {before, last, gates};
@@ -52,7 +51,7 @@ class FusedWorkspace : public torch::autograd::Function<FusedWorkspace> {
     const variable_list saved = context->get_saved_variables();
     const torch::Tensor &keys_t = saved[0], &values = saved[1], &of_slots = saved[2], &init = saved[3],
                         &before = saved[4], &attention = saved[5], &queries = saved[6];
-    const hydra::WorkspaceSizes s = sizes_of(keys_t.transpose(-1, -2), init);
+    const hydra::WorkspaceSizes s = slot_sizes_of(keys_t.transpose(-1, -2), init);
     const torch::Tensor d_before = d_outs[0].defined() ? d_outs[0].contiguous() : torch::zeros_like(before);
     const torch::Tensor d_last =
         d_outs[1].defined() ? d_outs[1].contiguous() : torch::zeros({s.n_seqs, s.n_slots, s.d_slot}, init.options());
@@ -60,10 +59,12 @@ class FusedWorkspace : public torch::autograd::Function<FusedWorkspace> {
                         d_logits = torch::empty_like(attention), d_queries = torch::empty_like(queries),
                         d_init = torch::empty_like(d_last), of_slots_t = of_slots.t().contiguous();
     const DeviceStream stream(init.device());
-    hydra::workspace_backward(s, {f32(keys_t), f32(values), f32(of_slots), f32(init)}, f32(of_slots_t),
-                              {f32(before), f32(attention), f32(queries), f32(saved[7]), f32(saved[8])},
-                              {f32(d_before), f32(d_last), f32(d_found), f32(d_logits), f32(d_queries), f32(d_init)},
-                              stream.handle());
+    hydra::workspace_backward(
+        s, {floats_of(keys_t), floats_of(values), floats_of(of_slots), floats_of(init)}, floats_of(of_slots_t),
+        {floats_of(before), floats_of(attention), floats_of(queries), floats_of(saved[7]), floats_of(saved[8])},
+        {floats_of(d_before), floats_of(d_last), floats_of(d_found), floats_of(d_logits), floats_of(d_queries),
+         floats_of(d_init)},
+        stream.handle());
     // The rest are products over slots, or over chunks and sequences.
     const torch::Tensor of_gate = d_found.slice(-1, s.d_slot);
     return {torch::matmul(d_logits.transpose(-1, -2), queries), torch::matmul(attention.transpose(-1, -2), d_found),
@@ -77,7 +78,7 @@ bool fused_workspace_takes(const torch::Tensor& keys, const torch::Tensor& value
   const auto f32_there = [](const torch::Tensor& t) {
     return DeviceStream::is_for(t.device()) && t.scalar_type() == torch::kFloat32;
   };
-  return f32_there(keys) && f32_there(values) && f32_there(init) && sizes_of(keys, init).supported();
+  return f32_there(keys) && f32_there(values) && f32_there(init) && slot_sizes_of(keys, init).supported();
 }
 
 SlotWalk fused_workspace(const torch::Tensor& keys, const torch::Tensor& values, const torch::Tensor& of_slots,

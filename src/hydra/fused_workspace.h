@@ -1,7 +1,7 @@
 // hydra/fused_workspace.h: the workspace's loop over chunks in one kernel forward and one backward, on a GPU.
 #pragma once
 
-#include <torch/torch.h>
+#include "hydra/torch.h"
 
 namespace polyspan {
 
