@@ -36,6 +36,23 @@ target_link_libraries(polyspan_hydra PUBLIC polyspan_recipe stdc++ ${TORCH_LIBRA
 polyspan_uses_torch(polyspan_hydra)
 set_target_properties(polyspan_hydra PROPERTIES UNITY_BUILD ON)
 
+# Kernels of our own for GPUs, with nvcc and a LibTorch that computes there. Off: there is no result of
+# theirs from a GPU yet (docs/hydra.md).
+option(POLYSPAN_HYDRA_KERNELS "train with CUDA kernels of our own, not verified on a GPU yet (nvcc, LibTorch 2.9 or later)" OFF)
+if(POLYSPAN_HYDRA_KERNELS)
+  if(NOT POLYSPAN_CUDA OR NOT TORCH_CUDA_LIBRARIES OR Torch_VERSION VERSION_LESS 2.9)
+    message(FATAL_ERROR "POLYSPAN_HYDRA_KERNELS needs POLYSPAN_CUDA and LibTorch 2.9 or later with CUDA; found ${Torch_VERSION}")
+  endif()
+  file(GLOB hydra_kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/hydra/*.cu)
+  add_library(polyspan_hydra_kernels STATIC ${hydra_kernels})  # not among LibTorch's flags, which are for g++
+  target_include_directories(polyspan_hydra_kernels PRIVATE ${CMAKE_SOURCE_DIR}/src)
+  target_compile_options(polyspan_hydra_kernels PRIVATE --expt-relaxed-constexpr -Xcompiler=-Wall -Xcompiler=-Wextra
+    $<$<BOOL:${POLYSPAN_WERROR}>:-Werror=all-warnings>)
+  target_link_libraries(polyspan_hydra_kernels PUBLIC CUDA::cudart_static)
+  target_link_libraries(polyspan_hydra PRIVATE polyspan_hydra_kernels)
+  target_compile_definitions(polyspan_hydra PRIVATE POLYSPAN_HAS_HYDRA_KERNELS=1)
+endif()
+
 # c10d's Gloo is there in both, but only Debian has the headers that its own header includes (libgloo-dev).
 find_path(POLYSPAN_GLOO_INCLUDE gloo/algorithm.h)
 mark_as_advanced(POLYSPAN_GLOO_INCLUDE)

@@ -117,6 +117,7 @@ void add_prepare(CLI::App& app) {
   command->add_option("--gap", a->options.gap, "of a task: filler between what is told and what is asked")
       ->capture_default_str();
   command->add_option("--hops", a->options.hops, "of chain: facts of a chain")->capture_default_str();
+  command->add_option("--questions", a->options.questions, "of chain: questions of an example")->capture_default_str();
   command
       ->add_option("--asked", a->options.asked,
                    "of chain: steps to the answer; -1: all hops, 0: from 1 to hops, by chance")

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "hydra/batched_experts.h"
 #include "hydra/precision.h"
 
 namespace polyspan {
@@ -111,6 +112,9 @@ Routing route(const HydraConfig& c, const BlockParameters& w, const torch::Tenso
 
 torch::Tensor grouped_experts(const torch::Tensor& x, const torch::Tensor& experts, const torch::Tensor& weights,
                               const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& down) {
+  if (batched_experts_take(x, gate))
+    return batched_experts(x.flatten(0, 1), experts.flatten(0, 1), weights.flatten(0, 1), gate, up, down)
+        .view(x.sizes());
   return GroupedExperts::apply(x.flatten(0, 1).contiguous(), experts.flatten(0, 1), weights.flatten(0, 1), gate, up,
                                down)
       .view(x.sizes());

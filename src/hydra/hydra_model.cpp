@@ -2,7 +2,10 @@
 
 #include "eval/random_source.h"
 #include "hydra/controller.h"
+#include "hydra/device_stream.h"
 #include "hydra/experts.h"
+#include "hydra/fused_block.h"
+#include "hydra/precision.h"
 #include "hydra/product_keys.h"
 #include "hydra/sparse_attention.h"
 #include "hydra/ssm.h"
@@ -43,20 +46,19 @@ torch::Tensor HydraModel::block(int64_t layer, const torch::Tensor& x, const Sta
   const torch::Tensor n = rms_norm(x, w["norm.weight"], c.norm_eps);
   const torch::Tensor summary = chunk_summary(n, c.chunk_len);
   const torch::Tensor multipliers = path_multipliers(w, summary) * w["path_scales"];  // [n_seqs, n_chunks, 3]
-  const auto scaled = [&](const torch::Tensor& path, int64_t which, double share) {
-    const torch::Tensor by_token = multipliers.select(-1, which).repeat_interleave(c.chunk_len, 1).unsqueeze(-1);
-    return path * (share == 1.0 ? by_token : by_token * share);
-  };
   const auto share = [&](HydraPart part) { return switches.share_of(part); };
   const std::string name = std::to_string(layer);
 
-  torch::Tensor y = x;
-  if (c.has_ssm && share(HydraPart::kSsm) > 0) y = y + scaled(ssm(c, w, n), 0, share(HydraPart::kSsm));
+  // What the products read: rounded once where kernels take bf16, else by each product for itself.
+  const bool rounded = DeviceStream::is_for(n.device()) && Bf16Products::are_on(n.device().type());
+  const torch::Tensor in = rounded ? n.to(torch::kBFloat16) : n;
+  std::vector<Path> paths;
+  if (c.has_ssm && share(HydraPart::kSsm) > 0) paths.push_back({ssm(c, w, in), 0, share(HydraPart::kSsm)});
   if (c.has_attention(layer) && share(HydraPart::kAttention) > 0)
-    y = y + scaled(sparse_attention(c, w, n), 1, share(HydraPart::kAttention));
+    paths.push_back({sparse_attention(c, w, in), 1, share(HydraPart::kAttention)});
   if (c.has_workspace(layer) && share(HydraPart::kWorkspace) > 0) {
     const WorkspaceOutput slots = workspace(c, w, n);
-    y = y + scaled(slots.y, 1, share(HydraPart::kWorkspace));
+    paths.push_back({slots.y, 1, share(HydraPart::kWorkspace)});
     out.statistics["workspace.touched." + name] = slots.touched;
   }
   if (c.has_moe(layer) && share(HydraPart::kMoe) > 0) {
@@ -65,20 +67,20 @@ torch::Tensor HydraModel::block(int64_t layer, const torch::Tensor& x, const Sta
     const torch::Tensor chunks = n.view({n.size(0), n.size(1) / c.chunk_len, c.chunk_len, c.d_model});
     const torch::Tensor mixed = grouped_experts(chunks, routing.experts, routing.weights, w["moe_gate.weight"],
                                                 w["moe_up.weight"], w["moe_down.weight"]);
-    y = y + scaled(mixed.view(n.sizes()), 2, share(HydraPart::kMoe));
+    paths.push_back({mixed.view(n.sizes()), 2, share(HydraPart::kMoe)});
     add_to(out.balance_loss, routing.balance_loss);
     add_to(out.z_loss, routing.z_loss);
     out.statistics["moe.use." + name] = routing.use.detach();
   }
   if (c.has_pkm(layer) && share(HydraPart::kPkm) > 0) {
     const MemoryOutput memory = product_keys(c, w, n);
-    y = y + (share(HydraPart::kPkm) == 1.0 ? memory.y : memory.y * share(HydraPart::kPkm));
+    paths.push_back({memory.y, -1, share(HydraPart::kPkm)});
     out.statistics["pkm.gate." + name] = memory.gate;
     out.statistics["pkm.values_read." + name] =
         torch::zeros({c.n_sub_keys * c.n_sub_keys}, x.options()).index_fill_(0, memory.indices.reshape({-1}), 1).sum();
   }
   out.statistics["multipliers." + name] = multipliers.detach().mean(at::IntArrayRef({0, 1}));
-  return y;
+  return add_paths(x, paths, multipliers, c.chunk_len);
 }
 
 ForwardOutput HydraModel::forward(const torch::Tensor& tokens, const StageSwitches& switches) {

@@ -59,6 +59,12 @@ inline void expect_gradient(const std::string& name, const std::function<torch::
   }
 }
 
+// |a - b| / |b|
+inline double distance(const torch::Tensor& a, const torch::Tensor& b) {
+  const torch::Tensor x = a.to(torch::kFloat64), y = b.to(torch::kFloat64);
+  return ((x - y).norm() / (y.norm() + 1e-12)).item<double>();
+}
+
 inline bool same_bits(const torch::Tensor& a, const torch::Tensor& b) { return torch::equal(a, b); }
 
 inline torch::Tensor random_tokens(int64_t n_seqs, int64_t n_tokens, int64_t vocab_size, uint64_t seed = 3) {

@@ -8,6 +8,7 @@ namespace polyspan {
 
 struct AdamSettings {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0, value_lr_scale = 4.0;
+  bool fused = true;  // on a GPU: dense tensors in one kernel, where LibTorch has it
 };
 
 class AdamW {
@@ -23,10 +24,13 @@ class AdamW {
   std::vector<int64_t>& counts() { return counts_; }
 
  private:
+  void add_squares(const std::vector<torch::Tensor>& grads, std::vector<torch::Tensor>& squares) const;
+  void step_dense_fused(const std::vector<torch::Tensor>& grads, double lr, double scale);
   Parameters& parameters_;
   AdamSettings settings_;
   std::vector<torch::Tensor> m_, v_;
   std::vector<int64_t> counts_;
+  bool fused_ = false;
 };
 
 }  // namespace polyspan

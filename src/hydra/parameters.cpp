@@ -7,6 +7,7 @@
 #include "core/fnv1a.h"
 #include "core/thread_team.h"
 #include "eval/random_source.h"
+#include "hydra/fused_block.h"
 #include "hydra/precision.h"
 
 namespace polyspan {
@@ -72,6 +73,7 @@ void Parameters::set_trained(HydraPart part, bool trained) {
 
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps) {
   const torch::Tensor wide = not_bf16(x);
+  if (fused_norm_takes(wide, weight)) return fused_norm(wide, weight, eps);
   return wide * torch::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps) * weight;
 }
 

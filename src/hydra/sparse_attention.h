@@ -16,10 +16,19 @@ namespace polyspan {
 torch::Tensor sparse_attention(const HydraConfig& config, const BlockParameters& w, const torch::Tensor& x,
                                bool with_globals = true);
 
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 4)
+#define POLYSPAN_HAS_FUSED_ATTENTION 1
+// The same through LibTorch's attention kernels, which write no logits; sparse_attention calls it in bf16
+// where the kernels are (hydra/device_stream.h).
+torch::Tensor sparse_attention_fused(const HydraConfig& config, const BlockParameters& w, const torch::Tensor& x,
+                                     bool with_globals = true);
+#endif
+
 // The global set of each chunk: positions [n_seqs, n_chunks, n_global], ascending, -1 where there are fewer.
 torch::Tensor global_sets(const torch::Tensor& scores, int64_t chunk_len, int64_t window, int64_t n_global);
 
-// Rotates pairs (2i, 2i + 1) of x [n_seqs, n_tokens, n_heads, head_dim]; token t is at position t.
+// Rotates pairs (2i, 2i + 1) of x [n_seqs, n_tokens, n_heads, head_dim]; token t is at position t. Of bf16: float32 on a CPU,
+// bf16 where a kernel does it.
 torch::Tensor rope(const torch::Tensor& x, double base);
 
 }  // namespace polyspan

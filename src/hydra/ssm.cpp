@@ -1,5 +1,6 @@
 #include "hydra/ssm.h"
 
+#include "hydra/fused_ssm.h"
 #include "hydra/precision.h"
 #include "hydra/scan.h"
 
@@ -18,13 +19,13 @@ torch::Tensor causal_conv(const torch::Tensor& x, const torch::Tensor& past, con
 
 }  // namespace
 
-torch::Tensor ssm(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& x, SsmState* state) {
-  const int64_t n_seqs = x.size(0), n_tokens = x.size(1), n_heads = c.n_ssm_heads();
-  const std::vector<torch::Tensor> in =
-      torch::linear(x, w["ssm_in.weight"]).split_with_sizes({c.d_inner, c.d_conv_channels(), n_heads}, -1);
+torch::Tensor ssm_middle(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& projected,
+                         SsmState* state) {
+  const int64_t n_seqs = projected.size(0), n_tokens = projected.size(1), n_heads = c.n_ssm_heads();
+  const std::vector<torch::Tensor> in = projected.split_with_sizes({c.d_inner, c.d_conv_channels(), n_heads}, -1);
   const torch::Tensor& z = in[0];
   torch::Tensor past = state != nullptr ? state->conv : torch::Tensor();
-  if (!past.defined()) past = torch::zeros({n_seqs, c.d_conv - 1, c.d_conv_channels()}, x.options());
+  if (!past.defined()) past = torch::zeros({n_seqs, c.d_conv - 1, c.d_conv_channels()}, w["ssm_conv.weight"].options());
   const torch::Tensor conv = torch::silu(causal_conv(in[1], past, w["ssm_conv.weight"], w["ssm_conv.bias"]));
   const std::vector<torch::Tensor> xbc = conv.split_with_sizes({c.d_inner, c.d_state, c.d_state}, -1);
   const torch::Tensor u = xbc[0].reshape({n_seqs, n_tokens, n_heads, c.ssm_head_dim});
@@ -38,7 +39,13 @@ torch::Tensor ssm(const HydraConfig& c, const BlockParameters& w, const torch::T
     state->conv = all.slice(1, all.size(1) - (c.d_conv - 1));
   }
   const torch::Tensor y = (scan.y + u * w["ssm_d"].unsqueeze(-1)).reshape({n_seqs, n_tokens, c.d_inner});
-  return torch::linear(rms_norm(y * torch::silu(z), w["ssm_norm.weight"], c.norm_eps), w["ssm_out.weight"]);
+  return rms_norm(y * torch::silu(z), w["ssm_norm.weight"], c.norm_eps);
+}
+
+torch::Tensor ssm(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& x, SsmState* state) {
+  const torch::Tensor in = torch::linear(x, w["ssm_in.weight"]);
+  return torch::linear(state == nullptr && fused_ssm_takes(c, in) ? fused_ssm(c, w, in) : ssm_middle(c, w, in, state),
+                       w["ssm_out.weight"]);
 }
 
 }  // namespace polyspan

@@ -15,4 +15,8 @@ struct SsmState {
 torch::Tensor ssm(const HydraConfig& config, const BlockParameters& w, const torch::Tensor& x,
                   SsmState* state = nullptr);
 
+// What lies between the layer's two products: in [n_seqs, n_tokens, d_ssm_in] -> [n_seqs, n_tokens, d_inner], normed.
+torch::Tensor ssm_middle(const HydraConfig& config, const BlockParameters& w, const torch::Tensor& in,
+                         SsmState* state = nullptr);
+
 }  // namespace polyspan

@@ -168,6 +168,26 @@ TEST_F(Recipe, ChainsCanBeAskedForEveryNumberOfSteps) {
   EXPECT_EQ(asked, (std::set<int64_t>{1, 2, 3, 4}));
 }
 
+TEST_F(Recipe, SeveralQuestionsOfAChainAreAllAnsweredByTheFacts) {
+  const TaskExamples made = make_task(
+      {.task = "chain", .length = 90, .pairs = 3, .hops = 4, .asked = 0, .questions = 8, .examples = 20, .seed = 3});
+  for (int64_t e = 0; e < 20; ++e) {
+    const int32_t* const x = made.tokens.data() + e * made.example_length;
+    std::map<int32_t, int32_t> next;
+    int64_t t = 0, n_scored = 0;
+    for (; x[t] != '?'; ++t)
+      if (x[t] == ';') next[x[t - 2]] = x[t - 1];
+    for (; t < made.example_length; t += 5) {
+      ASSERT_EQ(x[t], '?');
+      int32_t at = x[t + 1];
+      for (int64_t hop = 0; hop < x[t + 2] - '0'; ++hop) at = next.at(at);
+      EXPECT_EQ(x[t + 4], at);
+      n_scored += made.mask[static_cast<size_t>(e * made.example_length + t + 4)];
+    }
+    EXPECT_EQ(n_scored, 8);
+  }
+}
+
 // One table for every seed, no key twice in an example; other tables would have to agree by chance.
 TEST_F(Recipe, FactsAreTheSameInEveryFile) {
   std::map<std::string, int32_t> table;

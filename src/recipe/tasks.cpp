@@ -74,12 +74,15 @@ void chain(const TaskOptions& o, RandomSource& random, Writer out) {
   for (int64_t c = 0; c < o.pairs; ++c)
     for (int64_t i = 0; i < o.hops; ++i) facts.emplace_back(letter(c, i), letter(c, i + 1));
   random.shuffle(facts);
-  out.fill(o.length + 1 - 3 * o.pairs * o.hops - 5);
+  out.fill(o.length + 1 - 3 * o.pairs * o.hops - 5 * o.questions);
   for (const auto& [from, to] : facts) out.put(from), out.put(to), out.put(';');
-  const int64_t asked = random.below(o.pairs);
-  const int64_t steps = o.asked < 0 ? o.hops : o.asked > 0 ? o.asked : random.between(1, o.hops);
-  out.put('?'), out.put(letter(asked, 0)), out.put(static_cast<char>('0' + steps)), out.put('=');
-  out.put(letter(asked, steps), true);
+  for (int64_t i = 0; i < o.questions; ++i) {
+    const int64_t asked = random.below(o.pairs);
+    const int64_t steps = o.asked < 0 ? o.hops : o.asked > 0 ? o.asked : random.between(1, o.hops);
+    const int64_t first = o.questions == 1 ? 0 : random.between(0, o.hops - steps);
+    out.put('?'), out.put(letter(asked, first)), out.put(static_cast<char>('0' + steps)), out.put('=');
+    out.put(letter(asked, first + steps), true);
+  }
 }
 
 constexpr int64_t kFactBytes = 6, kMostFacts = kLetters * kLetters * kLetters;
@@ -103,7 +106,7 @@ void facts(const TaskOptions& o, RandomSource& random, Writer out) {
 }  // namespace
 
 TaskExamples make_task(const TaskOptions& o) {
-  if (o.examples < 1 || o.length < 2 || o.pairs < 1 || o.gap < 0 || o.hops < 1 ||
+  if (o.examples < 1 || o.length < 2 || o.pairs < 1 || o.gap < 0 || o.hops < 1 || o.questions < 1 ||
       o.examples > (int64_t{1} << 32) / o.length)
     throw Error::bad_input("sizes of a task must be positive, and its file at most 4 Gi tokens");
   TaskExamples out;
@@ -121,7 +124,7 @@ TaskExamples make_task(const TaskOptions& o) {
     if (o.hops > 9 || o.pairs * (o.hops + 1) > kLetters)
       throw Error::bad_input(o.pairs, " chains of ", o.hops, " hops need ", o.pairs * (o.hops + 1),
                              " letters; there are ", kLetters);
-    check_room(o, 3 * o.pairs * o.hops + 5);
+    check_room(o, 3 * o.pairs * o.hops + 5 * o.questions);
     out.chance = 1.0 / static_cast<double>(o.pairs * (o.hops + 1));
     if (o.asked < -1 || o.asked > o.hops)
       throw Error::bad_input("--asked is ", o.asked, "; a chain has ", o.hops, " hops");

@@ -14,6 +14,7 @@ struct TaskOptions {
   int64_t gap = 0;       // recall, copy: filler between what is told and what is asked
   int64_t hops = 2;      // chain: facts of a chain
   int64_t asked = -1;    // chain: steps to the answer; -1: all hops, 0: from 1 to hops, by chance
+  int64_t questions = 1;   // chain: to train on several; they begin anywhere in a chain, one alone at its first letter
   int64_t examples = 1000;
   uint64_t seed = 1;
 };

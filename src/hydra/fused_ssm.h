@@ -1,0 +1,16 @@
+// hydra/fused_ssm.h: what lies between the two products of the state-space path, in the kernels of ssm_kernels.h: on a GPU,
+// where products are in bf16. hydra/ssm.cpp has the plain form, which is computed everywhere else and is the oracle.
+#pragma once
+
+#include "hydra/parameters.h"
+
+namespace polyspan {
+
+// Whether the kernels are compiled in and take these sizes. in [n_seqs, n_tokens, d_ssm_in].
+bool fused_ssm_takes(const HydraConfig& config, const torch::Tensor& in);
+
+// [n_seqs, n_tokens, d_inner], bf16, normed. From the beginning of the sequences; nothing is carried in or out.
+// REQUIRES: fused_ssm_takes(config, in).
+torch::Tensor fused_ssm(const HydraConfig& config, const BlockParameters& w, const torch::Tensor& in);
+
+}  // namespace polyspan

@@ -1,0 +1,81 @@
+// The kernels of the state-space path against its plain form, outputs and gradients, in every size that they take. They run
+// on a GPU; without one the tests are skipped.
+#include "hydra/fused_ssm.h"
+
+#include "hydra/hydra_test_util.h"
+#include "hydra/ssm.h"
+
+namespace polyspan {
+namespace {
+
+constexpr const char* kSsmWeights[] = {"ssm_conv.weight", "ssm_conv.bias", "ssm_dt.bias",
+                                       "ssm_a_log",       "ssm_d",         "ssm_norm.weight"};
+
+struct SsmCase {
+  int64_t n_seqs, n_tokens, n_heads, head_dim, d_state, d_conv;
+};
+
+void PrintTo(const SsmCase& c, std::ostream* out) {
+  *out << c.n_seqs << " sequences of " << c.n_tokens << ", " << c.n_heads << " heads of " << c.head_dim << ", state "
+       << c.d_state << ", convolution " << c.d_conv;
+}
+
+class FusedSsm : public testing::TestWithParam<SsmCase> {};
+
+TEST_P(FusedSsm, IsThePlainForm) {
+  const torch::Device device(torch::cuda::is_available() ? torch::kCUDA : torch::kCPU);
+  const SsmCase& size = GetParam();
+  HydraConfig c = tiny_config();
+  c.d_inner = size.n_heads * size.head_dim, c.ssm_head_dim = size.head_dim, c.d_state = size.d_state;
+  c.d_conv = size.d_conv, c.chunk_len = 16;
+  Parameters parameters(hydra_tensors(c), 1, float32().device(device));
+  stir(parameters, 0.1);
+  const BlockParameters w(parameters, 0);
+  torch::manual_seed(5);
+  const torch::Tensor in =
+      torch::randn({size.n_seqs, size.n_tokens, c.d_ssm_in()}).to(device, torch::kBFloat16).set_requires_grad(true);
+  if (!fused_ssm_takes(c, in)) GTEST_SKIP() << "the kernels are not there, or there is no GPU";
+  const torch::Tensor direction = torch::randn({size.n_seqs, size.n_tokens, c.d_inner}).to(device);
+  const auto gradients = [&](const torch::Tensor& out) {
+    std::vector<torch::Tensor> inputs = {in}, grads;
+    for (const char* name : kSsmWeights) inputs.push_back(w[name]);
+    return torch::autograd::grad({(out.to(torch::kFloat32) * direction).sum()}, inputs);
+  };
+  const torch::Tensor plain = ssm_middle(c, w, in.to(torch::kFloat32)), fused = fused_ssm(c, w, in);
+  ASSERT_EQ(fused.sizes(), plain.sizes());
+  EXPECT_LT(distance(fused, plain), 0.01);  // bf16 keeps 8 bits: half a unit is 0.002, at four places
+  const std::vector<torch::Tensor> expected = gradients(plain), actual = gradients(fused);
+  EXPECT_LT(distance(actual[0], expected[0]), 0.02) << "of the input";
+  for (size_t i = 0; i < std::size(kSsmWeights); ++i)
+    EXPECT_LT(distance(actual[i + 1], expected[i + 1]), 0.02) << kSsmWeights[i];
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, FusedSsm,
+                         testing::Values(SsmCase{2, 192, 4, 64, 64, 4}, SsmCase{1, 64, 4, 64, 128, 4},
+                                         SsmCase{3, 96, 4, 32, 64, 4}, SsmCase{2, 130, 4, 32, 128, 3},
+                                         SsmCase{16, 1, 4, 64, 64, 4}, SsmCase{1, 1100, 4, 32, 64, 2}));
+
+// To the bit: a later token reaches no earlier output, and no other sequence.
+TEST(FusedSsmCausality, HoldsToTheBit) {
+  const torch::NoGradGuard no_grad;
+  const torch::Device device(torch::cuda::is_available() ? torch::kCUDA : torch::kCPU);
+  HydraConfig c = tiny_config();
+  c.d_inner = 128, c.ssm_head_dim = 32, c.d_state = 64, c.chunk_len = 16;
+  Parameters parameters(hydra_tensors(c), 1, float32().device(device));
+  const BlockParameters w(parameters, 0);
+  torch::manual_seed(6);
+  const torch::Tensor in = torch::randn({2, 150, c.d_ssm_in()}).to(device, torch::kBFloat16);
+  if (!fused_ssm_takes(c, in)) GTEST_SKIP() << "the kernels are not there, or there is no GPU";
+  const torch::Tensor before = fused_ssm(c, w, in);
+  for (const int64_t t : {0, 1, 63, 64, 100, 149}) {
+    torch::Tensor changed = in.clone();
+    changed[1][t] += 1;
+    const torch::Tensor after = fused_ssm(c, w, changed);
+    EXPECT_TRUE(same_bits(after[0], before[0]) && same_bits(after[1].slice(0, 0, t), before[1].slice(0, 0, t)))
+        << "token " << t;
+    EXPECT_FALSE(same_bits(after[1][t], before[1][t])) << "token " << t;
+  }
+}
+
+}  // namespace
+}  // namespace polyspan
