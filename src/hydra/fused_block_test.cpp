@@ -181,8 +181,9 @@ HydraConfig config_for_kernels() {
   return c;
 }
 
-#define NEEDS_A_GPU() \
-  if (!torch::cuda::is_available()) GTEST_SKIP() << "there is no GPU"
+#define NEEDS_A_GPU()                                                      \
+  if (!torch::cuda::is_available() || !DeviceStream::is_for(torch::kCUDA)) \
+  GTEST_SKIP() << "the kernels are not there, or there is no GPU"
 
 // Loss and gradients in bf16 on a GPU against float32 on the CPU: rounding, and a choice that falls the other way, remain.
 TEST(HydraOnGpu, LearnsAsOnTheCpu) {

@@ -9,12 +9,12 @@ namespace polyspan {
 
 struct TaskOptions {
   std::string task = "recall";
-  int64_t length = 128;  // tokens of an example that are read; an example has one more, the last one predicted
-  int64_t pairs = 8;     // recall: key-value pairs; copy: letters; chain: chains; facts: facts there are
-  int64_t gap = 0;       // recall, copy: filler between what is told and what is asked
-  int64_t hops = 2;      // chain: facts of a chain
-  int64_t asked = -1;    // chain: steps to the answer; -1: all hops, 0: from 1 to hops, by chance
-  int64_t questions = 1;   // chain: to train on several; they begin anywhere in a chain, one alone at its first letter
+  int64_t length = 128;   // tokens of an example that are read; an example has one more, the last one predicted
+  int64_t pairs = 8;      // recall: key-value pairs; copy: letters; chain: chains; facts: facts there are
+  int64_t gap = 0;        // recall, copy: filler between what is told and what is asked
+  int64_t hops = 2;       // chain: facts of a chain
+  int64_t asked = -1;     // chain: steps to the answer; -1: all hops, 0: from 1 to hops, by chance
+  int64_t questions = 1;  // chain: to train on several; they begin anywhere in a chain, one alone at its first letter
   int64_t examples = 1000;
   uint64_t seed = 1;
 };
