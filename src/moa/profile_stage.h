@@ -41,7 +41,8 @@ class ProfileStage {
       : run_(run), engine_(engine), options_(options), samples_(samples), progress_(progress) {}
 
   // Under the dense plan: `samples` accepted ones of each kind and length, or as many as kTriesPerSample draws for each give;
-  // none after as many draws for the first. A kind of which a length keeps none is not drawn at longer ones. Throws Error (kBadInput) where a length keeps no sample.
+  // none after as many draws for the first. A kind of which a length keeps none is not drawn at longer ones. Throws Error
+  // (kBadInput) where a length keeps no sample.
   ProfileRound dense();
   // Under `plan`, at one length: `step_samples` of each kind, none of them seen before.
   ProfileRound under(const SpanPlan& plan, const std::string& name, int64_t length);
