@@ -11,7 +11,8 @@ extern const Architecture kLlamaArchitecture;
 extern const Architecture kQwen2Architecture;
 
 std::span<const Architecture* const> architectures() {
-  static constexpr std::array<const Architecture*, 3> kAll = {&kHydraArchitecture, &kLlamaArchitecture, &kQwen2Architecture};
+  static constexpr std::array<const Architecture*, 3> kAll = {&kHydraArchitecture, &kLlamaArchitecture,
+                                                              &kQwen2Architecture};
   return kAll;
 }
 
