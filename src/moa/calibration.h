@@ -55,7 +55,7 @@ struct CalibrationOptions {
 // - "section": a question in the chat format that quotes the beginning of a sentence of the text, about 10 tokens, and
 //   asks for all of it. The answer is opened with the quote and a few words more; at most 48 tokens after it are
 //   scored.
-// - "text": running text, the second half scored, evenly thinned to at most 256 targets.
+// - "text": running text, the second half scored, evenly thinned to at most 2,048 targets.
 std::span<const std::string_view> calibration_kinds();
 
 // Draws samples one by one: sample `index` of a kind and length depends on nothing but (seed, kind, length, index,

@@ -2,14 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "core/error.h"
+#include "core/huge_buffer.h"
 
 namespace polyspan {
 namespace {
 
 constexpr int64_t kLogitRows = 32;
-constexpr int64_t kMostTargets = 256;  // of a text: moa/calibration.h
+constexpr int64_t kMostTargets = 2048;  // of a text: moa/calibration.h
 
 KvLayout layout_of(const ModelConfig& config, const std::vector<std::vector<int64_t>>& spans, int64_t n_tokens) {
   std::vector<std::vector<SpanRule>> rules;
@@ -139,7 +141,11 @@ SpanInfluence HydraProfiler::backward(const ProfileRequest& request) {
 int64_t HydraProfiler::bytes_needed(int64_t n_tokens) const {
   const ModelConfig& config = model_.config();
   return KvLayout(config, SpanPlan::dense(config.head_shape()), n_tokens, KvType::kF16).bytes +
-         (kLogitRows + kMostTargets) * config.vocab_size * static_cast<int64_t>(sizeof(float));
+         (kLogitRows + std::min(n_tokens, kMostTargets)) * config.vocab_size * static_cast<int64_t>(sizeof(float));
+}
+
+void HydraProfiler::check_memory(int64_t n_tokens) const {
+  check_memory_available(bytes_needed(n_tokens), "profiling samples of " + std::to_string(n_tokens) + " tokens");
 }
 
 }  // namespace polyspan

@@ -24,7 +24,7 @@ class HydraProfiler final : public SpanProfiler {
   SpanInfluence backward(const ProfileRequest& request) override;
   std::span<const float> input_gradient() const override { return {}; }
   int64_t bytes_needed(int64_t n_tokens) const override;
-  void check_memory(int64_t) const override {}  // a state of fixed size, as every sequence has
+  void check_memory(int64_t n_tokens) const override;
 
  private:
   using Spans = std::vector<std::vector<int64_t>>;  // [n_layers][n_kv_heads]
