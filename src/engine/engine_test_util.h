@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/test_util.h"
 #include "engine/engine.h"
 #include "io/random_model.h"
 #include "ops/test_util.h"
@@ -41,22 +42,11 @@ class TinyEngine {
   explicit TinyEngine(const RandomModelConfig& config = tiny_engine_config(),
                       std::string_view chat_template = kChatMlTemplate, int n_threads = 1,
                       const Device& device = {DeviceKind::kCpu, 0}) {
-    std::string folder = (std::filesystem::temp_directory_path() / "polyspan-engine-XXXXXX").string();
-    if (mkdtemp(folder.data()) == nullptr) throw Error::io(folder, "no temporary folder");
-    folder_ = folder;
     GgufWriter writer = make_random_model(config);
     if (!chat_template.empty()) writer.add_string("tokenizer.chat_template", std::string(chat_template));
-    writer.write(folder_ / "tiny.gguf");
-    engine_ = Engine::load(folder_ / "tiny.gguf", n_threads, no_progress(), device);
+    writer.write(folder_.path() / "tiny.gguf");
+    engine_ = Engine::load(folder_.path() / "tiny.gguf", n_threads, no_progress(), device);
   }
-  ~TinyEngine() {
-    engine_ = nullptr;
-    std::error_code ignored;
-    std::filesystem::remove(folder_ / "tiny.gguf", ignored);
-    std::filesystem::remove(folder_, ignored);
-  }
-  TinyEngine(const TinyEngine&) = delete;
-  TinyEngine& operator=(const TinyEngine&) = delete;
 
   Engine& operator*() const { return *engine_; }
   Engine* operator->() const { return engine_.get(); }
@@ -79,7 +69,7 @@ class TinyEngine {
   }
 
  private:
-  std::filesystem::path folder_;
+  const TemporaryFolder folder_;
   std::unique_ptr<Engine> engine_;
 };
 

@@ -21,6 +21,8 @@ inline int64_t count(std::string_view text, std::string_view wanted) {
   return n;
 }
 
+inline std::string contents(const std::filesystem::path& path) { return std::string(MappedFile(path).text()); }
+
 class TemporaryFile {
  public:
   explicit TemporaryFile(std::string_view contents) {

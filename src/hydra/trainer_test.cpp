@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/test_util.h"
 #include "engine/engine.h"
 #include "hydra/checkpoint.h"
 #include "hydra/hydra_test_util.h"
@@ -16,6 +17,7 @@
 
 namespace polyspan {
 namespace {
+using testing_util::message_of;
 
 constexpr char kSmallModel[] = R"(
 [model]
@@ -96,14 +98,6 @@ class TrainerTest : public testing::Test {
                        int64_t stop_after = 0) const {
     return train({.config_file = config, .folder = folder_ / run, .resume = resume, .stop_after = stop_after},
                  no_progress());
-  }
-  std::string message_of(const std::function<void()>& f) const {
-    try {
-      f();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "no error";
   }
 
   std::filesystem::path folder_;

@@ -1,6 +1,5 @@
 // A run of compress on a tiny random Hydra model: spans of its few heads with attention, profiled by forward passes.
 #include <cmath>
-#include <fstream>
 
 #include "eval/eval_test_util.h"
 #include "moa/compress.h"
@@ -21,14 +20,7 @@ class CompressHydra : public testing::Test {
     options_.kinds = {"text"};
     options_.samples = 1, options_.steps = 2, options_.validation_samples = 1;
     options_.text = text_.path().string();
-    std::string name = (fs::temp_directory_path() / "polyspan-compress-hydra-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw Error::io(name, "no temporary folder");
-    folder_ = name;
     engine_ = load(tiny_hydra_config());
-  }
-  ~CompressHydra() override {
-    std::error_code ignored;
-    fs::remove_all(folder_, ignored);
   }
   std::unique_ptr<Engine> load(const HydraConfig& config) const {
     return load(config, random_hydra_tensors(config, 1));
@@ -43,13 +35,10 @@ class CompressHydra : public testing::Test {
     RunDirectory directory(folder_ / folder);
     return compress(engine, directory, options, no_progress());
   }
-  static std::string contents(const fs::path& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
 
   TemporaryFile text_;
-  fs::path folder_;
+  const TemporaryFolder temporary_;
+  const fs::path folder_ = temporary_.path();
   std::unique_ptr<Engine> engine_;
   CompressOptions options_;
 };

@@ -3,7 +3,6 @@
 #include "moa/compress.h"
 
 #include <cmath>
-#include <fstream>
 
 #include "eval/eval_test_util.h"
 #include "moa/profile_stage.h"
@@ -14,11 +13,6 @@ namespace {
 using namespace testing_util;
 namespace fs = std::filesystem;
 
-std::string contents(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 class Compress : public testing::Test {
  protected:
   Compress() : text_(natural_text(800)) {
@@ -28,13 +22,6 @@ class Compress : public testing::Test {
     options_.kinds = {"text"};
     options_.samples = 1, options_.steps = 2, options_.validation_samples = 1;
     options_.text = text_.path().string();
-    std::string name = (fs::temp_directory_path() / "polyspan-compress-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw Error::io(name, "no temporary folder");
-    folder_ = name;
-  }
-  ~Compress() override {
-    std::error_code ignored;
-    fs::remove_all(folder_, ignored);
   }
   std::vector<CompressedPlan> run(const fs::path& folder, const CompressOptions& options) {
     RunDirectory directory(folder);
@@ -44,7 +31,8 @@ class Compress : public testing::Test {
 
   const TinyEngine tiny_;
   TemporaryFile text_;
-  fs::path folder_;
+  const TemporaryFolder temporary_;
+  const fs::path folder_ = temporary_.path();
   CompressOptions options_;
 };
 

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "core/error.h"
+#include "core/test_util.h"
 #include "model/hydra_profiler.h"
 #include "model/hydra_test_util.h"
 
@@ -14,15 +15,6 @@ namespace {
 using namespace testing_util;
 
 const std::vector<std::vector<double>> kMixed = {{64, 112}, {128, 80}};
-
-std::string message_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(HydraEngine, IsCausalToTheBit) {
   const TinyHydra tiny(tiny_hydra_config());

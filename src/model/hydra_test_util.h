@@ -59,17 +59,7 @@ inline std::vector<std::byte> hydra_file(const HydraConfig& config, const HydraT
   GgufWriter writer;
   write_hydra_config(config, writer);
   writer.add_string("general.name", "tiny hydra");
-  std::vector<std::string> tokens = byte_letters();
-  std::vector<int32_t> types(256, 1);
-  for (int64_t i = std::ssize(tokens); i < config.vocab_size; ++i) tokens.push_back("<|" + std::to_string(i) + "|>");
-  types.resize(tokens.size(), 3);
-  writer.add_string("tokenizer.ggml.model", "gpt2");
-  writer.add_string("tokenizer.ggml.pre", "llama-bpe");
-  writer.add_strings("tokenizer.ggml.tokens", tokens);
-  writer.add_i32s("tokenizer.ggml.token_type", types);
-  writer.add_strings("tokenizer.ggml.merges", {});
-  writer.add_u32("tokenizer.ggml.bos_token_id", 256);
-  writer.add_u32("tokenizer.ggml.eos_token_id", 257);
+  write_byte_tokenizer(config.vocab_size, writer);
   for (const TensorSpec& spec : hydra_tensors(config))
     writer.add_f32_tensor(spec.name, std::vector<int64_t>(spec.shape.rbegin(), spec.shape.rend()),
                           tensors.at(spec.name));

@@ -19,6 +19,22 @@ std::vector<float> random_floats(int64_t n, uint32_t seed, float low = -1, float
   return values;
 }
 
+// One step of the recurrence in double: state [d_state, head_dim] = decay * state + dt * x * B; what channel p of y has of it.
+double step_in_double(std::vector<double>& state, int64_t head_dim, int64_t d_state, int64_t t, int64_t p,
+                      const std::vector<float>& x, const std::vector<float>& B, const std::vector<float>& C,
+                      const std::vector<float>& decay, const std::vector<float>& dt) {
+  const auto at = [](const std::vector<float>& values, int64_t i) {
+    return static_cast<double>(values[static_cast<size_t>(i)]);
+  };
+  double sum = 0;
+  for (int64_t i = 0; i < d_state; ++i) {
+    double& value = state[static_cast<size_t>(i * head_dim + p)];
+    value = value * at(decay, t) + at(dt, t) * at(x, t * head_dim + p) * at(B, t * d_state + i);
+    sum += value * at(C, t * d_state + i);
+  }
+  return sum;
+}
+
 class RecurrentKernels : public testing::Test {
  protected:
   ~RecurrentKernels() override { select_isa(before_); }
@@ -43,15 +59,8 @@ TEST_F(RecurrentKernels, ScanEqualsTheRecurrence) {
         std::vector<double> s(start.begin(), start.end());
         for (int64_t t = 0; t < n; ++t) {
           for (int64_t p = 0; p < head_dim; ++p) {
-            double sum = 0.5 * static_cast<double>(x[static_cast<size_t>(t * head_dim + p)]);
-            for (int64_t i = 0; i < d_state; ++i) {
-              double& value = s[static_cast<size_t>(i * head_dim + p)];
-              value = value * static_cast<double>(decay[static_cast<size_t>(t)]) +
-                      static_cast<double>(dt[static_cast<size_t>(t)]) *
-                          static_cast<double>(x[static_cast<size_t>(t * head_dim + p)]) *
-                          static_cast<double>(B[static_cast<size_t>(t * d_state + i)]);
-              sum += value * static_cast<double>(C[static_cast<size_t>(t * d_state + i)]);
-            }
+            const double sum = 0.5 * static_cast<double>(x[static_cast<size_t>(t * head_dim + p)]) +
+                               step_in_double(s, head_dim, d_state, t, p, x, B, C, decay, dt);
             EXPECT_NEAR(y[static_cast<size_t>(t * head_dim + p)], sum, 2e-5);
           }
         }
@@ -88,15 +97,7 @@ TEST_F(RecurrentKernels, ScanHoldsOverLongSequences) {
       std::vector<double> s(static_cast<size_t>(d_state * head_dim));
       for (int64_t t = 0; t < n; ++t)
         for (int64_t p = 0; p < head_dim; ++p) {
-          double sum = 0;
-          for (int64_t i = 0; i < d_state; ++i) {
-            double& value = s[static_cast<size_t>(i * head_dim + p)];
-            value = value * static_cast<double>(decay[static_cast<size_t>(t)]) +
-                    static_cast<double>(dt[static_cast<size_t>(t)]) *
-                        static_cast<double>(x[static_cast<size_t>(t * head_dim + p)]) *
-                        static_cast<double>(B[static_cast<size_t>(t * d_state + i)]);
-            sum += value * static_cast<double>(C[static_cast<size_t>(t * d_state + i)]);
-          }
+          const double sum = step_in_double(s, head_dim, d_state, t, p, x, B, C, decay, dt);
           worst = std::max(worst, std::abs(static_cast<double>(whole[static_cast<size_t>(t * head_dim + p)]) - sum));
           largest = std::max(largest, std::abs(sum));
         }

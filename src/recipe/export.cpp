@@ -16,23 +16,6 @@
 namespace polyspan {
 namespace {
 
-// A byte-level vocabulary without merges.
-void write_byte_tokenizer(int64_t vocab_size, GgufWriter& writer) {
-  std::vector<std::string> tokens = byte_letters();
-  std::vector<int32_t> types(256, 1);
-  tokens.insert(tokens.end(), {"<|begin|>", "<|end|>"});
-  for (int64_t i = std::ssize(tokens); i < vocab_size; ++i) tokens.push_back("<|unused-" + std::to_string(i) + "|>");
-  types.resize(tokens.size(), 3);
-  writer.add_string("tokenizer.ggml.model", "gpt2");
-  writer.add_string("tokenizer.ggml.pre", "llama-bpe");
-  writer.add_strings("tokenizer.ggml.tokens", tokens);
-  writer.add_i32s("tokenizer.ggml.token_type", types);
-  writer.add_strings("tokenizer.ggml.merges", {});
-  writer.add_u32("tokenizer.ggml.bos_token_id", kByteBegin);
-  writer.add_u32("tokenizer.ggml.eos_token_id", kByteEnd);
-  writer.add_bool("tokenizer.ggml.add_bos_token", false);
-}
-
 template <typename To, typename From>
 std::vector<To> converted(const std::vector<From>& values) {
   return std::vector<To>(values.begin(), values.end());

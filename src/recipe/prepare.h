@@ -6,14 +6,14 @@
 #include <vector>
 
 #include "core/progress.h"
+#include "io/byte_vocabulary.h"
 #include "recipe/token_file.h"
 #include "text/tokenizer.h"
 
 namespace polyspan {
 
-// Byte b is token b; 256 begins and 257 ends a text; 258 and 259 are unused, so that the size divides by four.
+// Byte b is token b; kByteBegin and kByteEnd follow; 258 and 259 are unused, so that the size divides by four.
 inline constexpr int64_t kByteVocabulary = 260;
-inline constexpr int32_t kByteBegin = 256, kByteEnd = 257;
 
 // "bytes" or a GGUF file with a tokeniser.
 class CorpusTokenizer {

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "core/error.h"
+#include "core/test_util.h"
 #include "io/safetensors.h"
 #include "recipe/prepare.h"
 #include "recipe/tasks.h"
@@ -18,14 +19,7 @@
 namespace polyspan {
 namespace {
 
-std::string message_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using testing_util::message_of;
 
 class Recipe : public testing::Test {
  protected:

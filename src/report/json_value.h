@@ -12,6 +12,9 @@
 
 namespace polyspan::report {
 
+// What integer() lets a count of tokens or samples be, where nothing narrower is known.
+inline constexpr int64_t kMaxTokens = int64_t{1} << 31;
+
 // A value of a file, and where it stands. The document must outlive it.
 class JsonValue {
  public:

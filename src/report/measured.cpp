@@ -11,7 +11,6 @@
 namespace polyspan::report {
 namespace {
 
-constexpr int64_t kMaxTokens = int64_t{1} << 31;
 constexpr size_t kMaxRows = 1 << 16;
 
 void add_once(std::vector<std::string>& list, const std::string& text) {

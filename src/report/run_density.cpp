@@ -11,7 +11,6 @@
 namespace polyspan::report {
 namespace {
 
-constexpr int64_t kMaxCurveTokens = int64_t{1} << 31;
 constexpr size_t kMaxRounds = 64, kMaxCurves = 64, kMaxSpans = 4096, kMaxCandidates = 4096;
 constexpr size_t kMaxLosses = size_t{1} << 25;
 constexpr double kMaxLoss = 1e30;
@@ -50,10 +49,10 @@ std::string name_of(const std::optional<JsonValue>& value) {
 
 LossCurve read_curve(const JsonValue& from, int64_t n_heads) {
   LossCurve curve;
-  curve.length = from.at("length").integer(1, kMaxCurveTokens);
-  curve.source_length = from.at("source_length").integer(1, kMaxCurveTokens);
+  curve.length = from.at("length").integer(1, kMaxTokens);
+  curve.source_length = from.at("source_length").integer(1, kMaxTokens);
   const JsonValue spans = from.at("spans");
-  curve.spans = spans.integers(0, kMaxCurveTokens, kMaxSpans);
+  curve.spans = spans.integers(0, kMaxTokens, kMaxSpans);
   if (curve.spans.empty()) spans.wrong("at least one span");
   if (std::adjacent_find(curve.spans.begin(), curve.spans.end(), std::greater_equal<>()) != curve.spans.end())
     spans.wrong("spans in ascending order");
@@ -84,7 +83,7 @@ SearchResult read_search(const std::filesystem::path& file, double density, int6
       for (const JsonValue& name : names->items(kMaxCandidates)) round.candidates.push_back(name.text());
     search.rounds.push_back(std::move(round));
   }
-  search.curve_lengths = root.at("curve_lengths").integers(1, kMaxCurveTokens, kMaxCurves);
+  search.curve_lengths = root.at("curve_lengths").integers(1, kMaxTokens, kMaxCurves);
   for (const JsonValue& from : root.at("front").items(kMaxCandidates)) {
     FrontPlan plan{.name = from.at("name").text(), .losses = from.at("losses").numbers(kMaxCurves), .densities = {}};
     if (plan.losses.size() != search.curve_lengths.size())
@@ -99,11 +98,11 @@ ValidationRow read_validation_row(const JsonValue& from) {
   ValidationRow row;
   row.name = from.at("name").text();
   row.loss = from.at("loss").number(-kMaxLoss, kMaxLoss);
-  row.n_samples = from.at("n_samples").integer(0, kMaxCurveTokens);
+  row.n_samples = from.at("n_samples").integer(0, kMaxTokens);
   if (const auto stopped = from.find("stopped"); stopped && stopped->is_text()) row.stopped = stopped->text();
   if (const auto right = from.find("right")) row.right = right->number(0, 1);
   for (const JsonValue& entry : from.at("densities").items(kMaxCurves))
-    row.densities.emplace_back(entry.at("length").integer(1, kMaxCurveTokens), entry.at("density").number(0, 1));
+    row.densities.emplace_back(entry.at("length").integer(1, kMaxTokens), entry.at("density").number(0, 1));
   return row;
 }
 
@@ -112,8 +111,8 @@ Validation read_validation(const std::filesystem::path& file, double density) {
   const JsonValue root = document.root();
   check_density(root, density);
   Validation validation;
-  validation.length = root.at("length").integer(1, kMaxCurveTokens);
-  validation.n_samples = root.at("n_samples").integer(0, kMaxCurveTokens);
+  validation.length = root.at("length").integer(1, kMaxTokens);
+  validation.n_samples = root.at("n_samples").integer(0, kMaxTokens);
   validation.dense_loss = root.at("dense_loss").number(-kMaxLoss, kMaxLoss);
   for (const JsonValue& row : root.at("rows").items(kMaxCandidates))
     validation.rows.push_back(read_validation_row(row));
