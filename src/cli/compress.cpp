@@ -90,16 +90,20 @@ void run_compress(const CompressArguments& a) {
                                  {"winner", plan.winner},
                                  {"why", plan.why},
                                  {"loss_above_dense", plan.loss},
+                                 {"n_samples", plan.n_samples},
                                  {"uniform_loss_above_dense", plan.uniform_loss},
+                                 {"n_uniform_samples", plan.n_uniform_samples},
                                  {"densities", densities}});
   }
   if (a.common.json)
     return print(document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
   for (const CompressedPlan& plan : plans) {
     char line[200];
-    std::snprintf(line, sizeof line, ": held-out loss above dense %.3f (uniform %.3f), %s; density", plan.loss,
-                  plan.uniform_loss, plan.winner.c_str());
+    std::snprintf(line, sizeof line, ": held-out loss above dense %.3f (uniform %.3f", plan.loss, plan.uniform_loss);
     std::string text = plan.file.string() + line;
+    if (plan.n_uniform_samples < plan.n_samples)  // left early: not a mean over the same samples
+      text += " on " + std::to_string(plan.n_uniform_samples) + " of " + std::to_string(plan.n_samples) + " samples";
+    text += "), " + plan.winner + "; density";
     for (const auto& [length, density] : plan.densities) {
       std::snprintf(line, sizeof line, " %.3f at %lld", density, static_cast<long long>(length));
       text += line;

@@ -144,6 +144,9 @@ class Compressor {
       progress_.update(std::ssize(validation_));
     }
     progress_.finish();
+    // Retrieval tells plans apart: who is left after the first sample is left for that.
+    std::stable_partition(validation_.begin(), validation_.end(),
+                          [](const ValidationSample& sample) { return sample.sample->retrieval; });
     if (validation_.empty())
       throw Error::bad_input(
           "no held-out sample of ", length,
@@ -199,8 +202,10 @@ class Compressor {
     result.density = density;
     result.winner = document.value("winner", ""), result.why = document.value("why", "");
     for (const OrderedJson& row : document["rows"]) {
-      if (row["name"] == result.winner) result.loss = row["loss_above_dense"].get<double>();
-      if (row["name"] == "uniform") result.uniform_loss = row["loss_above_dense"].get<double>();
+      const auto loss = row["loss_above_dense"].get<double>();
+      const auto n_samples = row["n_samples"].get<int64_t>();
+      if (row["name"] == result.winner) result.loss = loss, result.n_samples = n_samples;
+      if (row["name"] == "uniform") result.uniform_loss = loss, result.n_uniform_samples = n_samples;
     }
     const auto found =
         std::find_if(candidates.begin(), candidates.end(), [&](const NamedPlan& c) { return c.name == result.winner; });

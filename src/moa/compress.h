@@ -19,7 +19,8 @@ struct CompressedPlan {
   std::filesystem::path file;  // plans/DENSITY.json
   std::string winner, why;
   std::vector<std::pair<int64_t, double>> densities;  // at the profile and extension lengths
-  double loss = 0, uniform_loss = 0;                  // above dense, on the validation samples that each saw
+  double loss = 0, uniform_loss = 0;                  // above dense, mean over the validation samples that each saw
+  int64_t n_samples = 0, n_uniform_samples = 0;
 };
 
 // Runs or resumes: what is in the directory is taken, what is missing is made. With the same options, model and number of

@@ -53,7 +53,7 @@ HeadCurves head_curves(const SampleProfile& sample, const SpanPlan& plan, const 
   return curves;
 }
 
-// Mean over the accepted samples of one length and kind.
+// Mean over the accepted samples of one length and kind that are not broken.
 struct KindMean {
   HeadCurves sum{0, 0, {}, {}};
   int64_t n = 0;
@@ -70,7 +70,7 @@ using KindMeans = std::map<std::pair<int64_t, std::string>, KindMean>;
 KindMeans kind_means(const ProfileRound& round, const CurveOptions& options) {
   KindMeans means;
   for (const SampleProfile& sample : round.samples)
-    if (sample.accepted)
+    if (sample.accepted && !sample.is_broken())
       means[{sample.length, sample.kind}].add(head_curves(sample, round.plan, options), sample.candidate_spans);
   for (auto& [key, mean] : means)
     for (size_t i = 0; i < mean.sum.main.size(); ++i)
@@ -82,12 +82,18 @@ double inverse_or_zero(double scale) { return scale > 0 ? 1 / scale : 0; }
 
 }  // namespace
 
+std::optional<double> SampleProfile::kept_share() const {
+  if (kind == "text" || dense_log_odds <= 0) return std::nullopt;
+  return std::clamp(log_odds / dense_log_odds, -1.0, 1.0);
+}
+
 std::map<std::string, double> ProfileRound::kept_shares() const {
   std::map<std::string, double> sums;
   std::map<std::string, int64_t> counts;
   for (const SampleProfile& sample : samples) {
-    if (!sample.accepted || sample.kind == "text" || sample.dense_log_odds <= 0) continue;
-    sums[sample.kind] += std::clamp(sample.log_odds / sample.dense_log_odds, -1.0, 1.0);
+    const std::optional<double> share = sample.kept_share();
+    if (!sample.accepted || !share) continue;
+    sums[sample.kind] += *share;
     ++counts[sample.kind];
   }
   for (auto& [kind, sum] : sums) sum /= static_cast<double>(counts[kind]);

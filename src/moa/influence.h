@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,6 +21,9 @@
 
 namespace polyspan {
 
+// A retrieval sample that keeps no more of the dense log-odds than this under a plan is broken: its gradients say nothing.
+inline constexpr double kBrokenShare = 0.15;
+
 // One sample's result in a profile.
 struct SampleProfile {
   std::string id, kind;
@@ -31,7 +35,10 @@ struct SampleProfile {
   double forward_s = 0, backward_s = 0;
   std::vector<int64_t> targets;  // that the loss is taken on: of a retrieval sample, those that dense gets right
   std::vector<int64_t> candidate_spans;  // ascending, the last one is `length`
-  SpanInfluence influence;               // empty where not accepted
+  SpanInfluence influence;               // empty where not accepted or broken
+  // Of the dense log-odds under the plan, within -1 and 1; of running text, which has none, nullopt.
+  std::optional<double> kept_share() const;
+  bool is_broken() const { return kept_share().value_or(1) <= kBrokenShare; }
 };
 
 struct ProfileRound {

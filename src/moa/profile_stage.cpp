@@ -90,35 +90,33 @@ SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanP
   result.id = sample.id, result.kind = sample.kind, result.length = sample.length;
   result.candidate_spans = candidate_spans(plan.shape(), sample.length);
   const auto start = std::chrono::steady_clock::now();
-  const SpanPlan dense = SpanPlan::dense(plan.shape());
-  const std::vector<AttentionSpan> spans = query_spans(plan, sample.length),
-                                   dense_spans = query_spans(dense, sample.length);
+  const std::vector<AttentionSpan> spans = query_spans(plan, sample.length);
   // Running text is judged as perplexity judges it; log-odds would count most what the model is surest of.
   const ProfileLoss loss = sample.retrieval ? options_.loss : ProfileLoss::kCrossEntropy;
-  const auto forward = [&](const std::vector<AttentionSpan>& with, const std::vector<int64_t>& targets) {
-    return profiler_->forward({sample.tokens, targets, with, result.candidate_spans, loss});
-  };
-  std::vector<TargetScore> scores = forward(spans, sample.targets);
+  std::vector<TargetScore> scores =
+      profiler_->forward({sample.tokens, sample.targets, spans, result.candidate_spans, loss});
   result.accepted = true, result.targets = sample.targets;
   if (sample.retrieval) {
     // Only what dense answers rightly counts. What the plan answers rightly dense is taken to answer as well: its pass is
-    // spared, and its log-odds are those of the dense profile's samples.
+    // spared, and its log-odds are those of the dense profile's samples. Else the engine makes that pass: it is faster, and
+    // the profiler keeps what backward() needs.
     const auto known = dense_log_odds_.find({sample.kind, sample.length});
     if (!plan.is_dense() && known != dense_log_odds_.end() && n_right(scores) == std::ssize(scores)) {
       result.dense_log_odds = known->second;
     } else {
-      const std::vector<TargetScore> of_dense = plan.is_dense() ? scores : forward(dense_spans, sample.targets);
+      const std::vector<TargetScore> of_dense =
+          plan.is_dense() ? scores : score_targets(engine_, SpanPlan::dense(plan.shape()), sample, sample.targets);
       const std::optional<std::vector<int64_t>> counted = accepted_targets(sample, of_dense);
       result.accepted = counted.has_value();
       result.targets = counted.value_or(std::vector<int64_t>());
       result.dense_log_odds = mean_log_odds(scores_of(result.targets, sample.targets, of_dense));
-      if (!plan.is_dense() && result.accepted) scores = forward(spans, result.targets);
+      if (!plan.is_dense() && result.accepted) scores = scores_of(result.targets, sample.targets, scores);
     }
   }
   result.loss = mean_loss(scores), result.n_targets = std::ssize(scores), result.n_right = n_right(scores);
   result.log_odds = plan.is_dense() && sample.retrieval ? result.dense_log_odds : mean_log_odds(scores);
   result.forward_s = seconds_since(start);
-  if (!result.accepted) return result;
+  if (!result.accepted || result.is_broken()) return result;
   result.influence = profiler_->backward({sample.tokens, result.targets, spans, result.candidate_spans, loss});
   result.backward_s = seconds_since(start) - result.forward_s;
   return result;

@@ -165,6 +165,8 @@ void RunDirectory::write_profile(std::string_view round, const SampleProfile& p)
   if (p.accepted) {
     document["targets"] = p.targets;
     document["candidate_spans"] = p.candidate_spans;
+  }
+  if (p.accepted && !p.is_broken()) {
     document["n_layers"] = p.influence.n_layers;
     document["n_heads"] = p.influence.n_heads;
     document["influence"] = {{"span", shortened(p.influence.span)},
@@ -202,6 +204,7 @@ SampleProfile RunDirectory::read_profile(std::string_view round, const Calibrati
     if (target < 1 || target >= std::ssize(sample.tokens))
       throw Error::bad_file(from, "found a target at ", target, " of ", sample.tokens.size(), " tokens");
   p.candidate_spans = field<std::vector<int64_t>>(object, "candidate_spans", from);
+  if (p.is_broken()) return p;
   SpanInfluence& in = p.influence;
   in.n_layers = field<int64_t>(object, "n_layers", from), in.n_heads = field<int64_t>(object, "n_heads", from);
   in.n_candidates = std::ssize(p.candidate_spans);

@@ -16,7 +16,6 @@ constexpr int64_t kWindow = 256;        // of the two-valued baseline
 // (perplexity at 0.25 +9% / +17% at 4k / 8k against +4%), twice the steps with a share of 0.2 is no better than four.
 constexpr double kStepShare = 0.3;     // of a step's profile in the tables
 constexpr double kDenseEnough = 0.9;   // where the steps begin
-constexpr double kBrokenShare = 0.15;  // of the dense log-odds: under a plan that keeps less, gradients say nothing
 constexpr int64_t kExtraSteps = 3;     // for each density: a step that broke retrieval is tried again
 
 bool same_rules(const SpanPlan& a, const SpanPlan& b) {

@@ -57,7 +57,7 @@ double lost(const ValidationSample& sample, double loss);
 // mean loss is more than kClearlyWorse / n above the best's after n samples (a baseline: that is above it at all) sees no
 // more. A row for each that saw a sample, best first, those that saw all before those that were left.
 inline constexpr double kTie = 0.02;  // a difference that the noise of a few samples makes
-inline constexpr double kClearlyWorse = 0.6;
+inline constexpr double kClearlyWorse = 0.3;
 std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,
                                     std::span<const ValidationSample> samples, Progress& progress);
 // Of validate's rows: the first candidate where none is better by more than kTie, else the best of those that are no
