@@ -132,6 +132,20 @@ TEST(Influence, KeptSharesAreMeansOfRetrievalKinds) {
   EXPECT_EQ(round.kept_shares(), (std::map<std::string, double>{{"a", 0.5}, {"b", 1}, {"c", -1}}));
 }
 
+TEST(Influence, ABrokenSampleIsInNoTable) {
+  const ProfileRound dense = dense_round();
+  const KindScales scales = kind_scales(dense, {});
+  ProfileRound round = dense;
+  SampleProfile& broken = round.samples[0];
+  broken.log_odds = 1, broken.dense_log_odds = 8;
+  EXPECT_TRUE(broken.is_broken());
+  broken.influence = {};  // not profiled
+  const CostTable table = cost_tables(round, scales, {}).at({256, "a"});
+  round.samples.erase(round.samples.begin());
+  EXPECT_EQ(table.cost, cost_tables(round, scales, {}).at({256, "a"}).cost);
+  EXPECT_FALSE(round.samples[0].is_broken());  // no dense log-odds: nothing is known to be lost
+}
+
 TEST(Influence, CandidateSpansAscendToTheLength) {
   for (const int64_t length : {64, 65, 256, 1000, 1024, 4096, 131072}) {
     const std::vector<int64_t> spans = candidate_spans(HeadShape{}, length);

@@ -14,9 +14,9 @@ constexpr int64_t kFrontValidated = 1;  // plans of the front that are validated
 constexpr int64_t kWindow = 256;        // of the two-valued baseline
 // Measured with the prototype on SmolLM2-135M and Qwen2.5-Coder-0.5B: replacing the tables instead of blending costs text
 // (perplexity at 0.25 +9% / +17% at 4k / 8k against +4%), twice the steps with a share of 0.2 is no better than four.
-constexpr double kStepShare = 0.3;     // of a step's profile in the tables
-constexpr double kDenseEnough = 0.9;   // where the steps begin
-constexpr int64_t kExtraSteps = 3;     // for each density: a step that broke retrieval is tried again
+constexpr double kStepShare = 0.3;    // of a step's profile in the tables
+constexpr double kDenseEnough = 0.9;  // where the steps begin
+constexpr int64_t kExtraSteps = 3;    // for each density: a step that broke retrieval is tried again
 
 bool same_rules(const SpanPlan& a, const SpanPlan& b) {
   for (int64_t layer = 0; layer < a.shape().n_layers; ++layer)

@@ -53,6 +53,23 @@ std::optional<std::vector<int64_t>> accepted_targets(const CalibrationSample& sa
   return accepted ? std::optional(right) : std::nullopt;
 }
 
+void stop_losers(std::span<ValidationRow> rows, std::span<const NamedPlan> candidates, const std::string& sample) {
+  double best = rows[0].loss;
+  std::vector<double> racing;  // the losses of those beside the first candidate
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (!rows[i].stopped.empty()) continue;
+    best = std::min(best, rows[i].loss);
+    if (i > 0 && !candidates[i].baseline) racing.push_back(rows[i].loss);
+  }
+  std::sort(racing.begin(), racing.end());
+  for (size_t i = 1; i < rows.size(); ++i) {
+    const bool baseline = candidates[i].baseline;
+    const double margin = baseline ? 0.0 : kClearlyWorse / static_cast<double>(rows[i].n_samples);
+    const bool third = !baseline && racing.size() > kInTheRace && rows[i].loss > racing[kInTheRace - 1];
+    if (rows[i].stopped.empty() && (third || rows[i].loss > best + margin)) rows[i].stopped = sample;
+  }
+}
+
 std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,
                                     std::span<const ValidationSample> samples, Progress& progress) {
   POLYSPAN_CHECK(!samples.empty() && !candidates.empty());
@@ -78,19 +95,16 @@ std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> c
   }
   const bool nothing_to_win = rows[0].loss <= kTie;
   for (const ValidationSample& sample : samples) {
-    const bool is_last = &sample == &samples.back();
     for (size_t i = 1; i < candidates.size(); ++i) {
       if (rows[i].stopped.empty() && (!nothing_to_win || candidates[i].baseline)) see(i, sample);
       progress.update(++done);
     }
-    double best = rows[0].loss;
-    for (const ValidationRow& row : rows)
-      if (row.stopped.empty()) best = std::min(best, row.loss);
-    for (size_t i = 1; i < candidates.size(); ++i) {
-      ValidationRow& row = rows[i];
-      const double margin = candidates[i].baseline ? 0.0 : kClearlyWorse / static_cast<double>(row.n_samples);
-      const bool clearly_worse = row.loss > best + margin;
-      if (row.stopped.empty() && !is_last && (nothing_to_win || clearly_worse)) row.stopped = sample.sample->id;
+    if (&sample == &samples.back()) break;
+    if (nothing_to_win) {
+      for (size_t i = 1; i < rows.size(); ++i)
+        if (rows[i].stopped.empty()) rows[i].stopped = sample.sample->id;
+    } else {
+      stop_losers(rows, candidates, sample.sample->id);
     }
   }
   progress.finish();

@@ -53,13 +53,17 @@ inline constexpr double kTextCounts = 2;
 double lost(const ValidationSample& sample, double loss);
 
 // The first candidate sees all samples. Where it then stands no more than kTie above dense, there is next to nothing to
-// win: the baselines see one sample, for comparison, the others none. Else all race over the samples in turn: one whose
-// mean loss is more than kClearlyWorse / n above the best's after n samples (a baseline: that is above it at all) sees no
-// more. A row for each that saw a sample, best first, those that saw all before those that were left.
+// win: the baselines see one sample, for comparison, the others none. Else all race over the samples in turn, see
+// stop_losers. A row for each that saw a sample, best first, those that saw all before those that were left.
 inline constexpr double kTie = 0.02;  // a difference that the noise of a few samples makes
-inline constexpr double kClearlyWorse = 0.3;
 std::vector<ValidationRow> validate(Engine& engine, std::span<const NamedPlan> candidates,
                                     std::span<const ValidationSample> samples, Progress& progress);
+// After a sample (its id), of rows in the candidates' order: who sees no more is marked as stopped. After n samples those
+// whose mean loss is more than kClearlyWorse / n above the best's (baselines: above it at all), and all but the first
+// candidate and the kInTheRace best of the others.
+inline constexpr double kClearlyWorse = 0.3;
+inline constexpr size_t kInTheRace = 2;
+void stop_losers(std::span<ValidationRow> rows, std::span<const NamedPlan> candidates, const std::string& sample);
 // Of validate's rows: the first candidate where none is better by more than kTie, else the best of those that are no
 // baseline, unless a baseline is better by more than that.
 const ValidationRow& winner(std::span<const ValidationRow> rows, std::span<const NamedPlan> candidates);

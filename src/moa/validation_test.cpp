@@ -36,5 +36,28 @@ TEST(Validation, ABaselineWinsOnlyWhereItIsClearlyBetter) {
   EXPECT_EQ(name(0.5, 0.4, 0.3, /*within=*/false), "one-shot");
 }
 
+TEST(Validation, TheFirstCandidateAndTheTwoBestOthersRaceOn) {
+  const SpanPlan plan = SpanPlan::dense({1, 1, 1});
+  const std::vector<NamedPlan> candidates = {{"first", plan}, {"a", plan},   {"b", plan},
+                                             {"c", plan},     {"far", plan}, {"uniform", plan, /*baseline=*/true}};
+  std::vector<ValidationRow> rows(candidates.size());
+  const double losses[] = {0.25, 0.11, 0.13, 0.12, 0.9, 0.12};
+  for (size_t i = 0; i < rows.size(); ++i)
+    rows[i].name = candidates[i].name, rows[i].loss = losses[i], rows[i].n_samples = 1;
+  stop_losers(rows, candidates, "sample 1");
+  const auto stopped = [&] {
+    std::string names;
+    for (const ValidationRow& row : rows)
+      if (!row.stopped.empty()) names += row.name + " ";
+    return names;
+  };
+  EXPECT_EQ(stopped(), "b far uniform ");
+  rows[3].loss = 0.3, rows[3].n_samples = 2;  // more than half of kClearlyWorse above the best
+  stop_losers(rows, candidates, "sample 2");
+  EXPECT_EQ(stopped(), "b c far uniform ");
+  EXPECT_EQ(rows[2].stopped, "sample 1");
+  EXPECT_EQ(rows[3].stopped, "sample 2");
+}
+
 }  // namespace
 }  // namespace polyspan
