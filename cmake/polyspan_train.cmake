@@ -34,6 +34,11 @@ add_library(polyspan_hydra STATIC ${hydra_sources})
 # stdc++ in front: a pip-installed libtorch exports parts of an old std::filesystem, which would be taken otherwise.
 target_link_libraries(polyspan_hydra PUBLIC polyspan_recipe stdc++ ${TORCH_LIBRARIES})
 polyspan_uses_torch(polyspan_hydra)
+# LibTorch's parallel loop is a header's: without OpenMP, as which it is built, it is serial in our files.
+find_package(OpenMP QUIET COMPONENTS CXX)
+if(OpenMP_CXX_FOUND)
+  target_link_libraries(polyspan_hydra PRIVATE OpenMP::OpenMP_CXX)
+endif()
 set_target_properties(polyspan_hydra PROPERTIES UNITY_BUILD ON)
 
 # Kernels of our own for GPUs, with nvcc and a LibTorch that computes there. Off: there is no result of
