@@ -51,33 +51,40 @@ torch::Tensor chunk_linear(const torch::Tensor& x, const torch::Tensor& weight) 
   return torch::bmm(x, weight.t().unsqueeze(0).expand({x.size(0), weight.size(1), weight.size(0)}));
 }
 
+// `keep_hidden`: for the backward; else it computes the hidden values again, two products in eleven.
 class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
  public:
   // x [n_chunks, L, d_model], experts and weights [n_chunks, n_active].
   static torch::Tensor forward(AutogradContext* context, torch::Tensor x, torch::Tensor experts, torch::Tensor weights,
-                               torch::Tensor gate, torch::Tensor up, torch::Tensor down) {
-    context->save_for_backward({x, experts, weights, gate, up, down});
+                               torch::Tensor gate, torch::Tensor up, torch::Tensor down, bool keep_hidden) {
     context->saved_data["bf16"] = Bf16Products::are_on(x.device().type());
     const Grouping grouping(experts, gate.size(0), /*most=*/1);
     const torch::Tensor shares = weights.reshape({-1}).index_select(0, grouping.pairs).view({-1, 1, 1});
-    const torch::Tensor of_pairs = torch::empty({experts.numel(), x.size(1), x.size(2)}, x.options());
+    const auto of_pairs_rows = [&](int64_t width) {
+      return torch::empty({experts.numel(), x.size(1), width}, x.options());
+    };
+    const torch::Tensor of_pairs = of_pairs_rows(x.size(2));
+    torch::Tensor g, u;
+    if (keep_hidden) g = of_pairs_rows(gate.size(1)), u = torch::empty_like(g);
     for_each_part(x.device().type(), std::ssize(grouping.parts), [&](int64_t i) {
       const auto& [e, begin, end] = grouping.parts[static_cast<size_t>(i)];
       const torch::Tensor in = x.index_select(0, grouping.chunks.slice(0, begin, end));
-      const torch::Tensor h = torch::silu(chunk_linear(in, gate[e])) * chunk_linear(in, up[e]);
+      const torch::Tensor of_gate = chunk_linear(in, gate[e]), of_up = chunk_linear(in, up[e]);
+      if (keep_hidden) g.slice(0, begin, end).copy_(of_gate), u.slice(0, begin, end).copy_(of_up);
+      const torch::Tensor h = torch::silu(of_gate) * of_up;
       torch::Tensor to = of_pairs.slice(0, begin, end);
       at::mul_out(to, chunk_linear(h, down[e]), shares.slice(0, begin, end));
     });
+    context->save_for_backward({x, experts, weights, gate, up, down, g, u});
     return torch::zeros_like(x).index_add_(0, grouping.chunks, of_pairs);
   }
 
-  // Computes the hidden values again: kept are the inputs alone.
   static variable_list backward(AutogradContext* context, variable_list d_out) {
     const variable_list saved = context->get_saved_variables();
     const torch::DeviceType device = saved[0].device().type();
     const Bf16Products as_forward(device, context->saved_data["bf16"].toBool());
     const torch::Tensor &x = saved[0], &experts = saved[1], &weights = saved[2], &gate = saved[3], &up = saved[4],
-                        &down = saved[5];
+                        &down = saved[5], &kept_g = saved[6], &kept_u = saved[7];
     const torch::Tensor dy = d_out[0].contiguous();
     const Grouping grouping(experts, gate.size(0), /*most=*/4);
     const torch::Tensor shares = weights.reshape({-1}).index_select(0, grouping.pairs).view({-1, 1, 1});
@@ -90,10 +97,13 @@ class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
       const auto& [e, begin, end] = grouping.parts[static_cast<size_t>(i)];
       const int64_t n = end - begin;
       const torch::Tensor chunks = grouping.chunks.slice(0, begin, end);
-      const torch::Tensor in = x.index_select(0, chunks).flatten(0, 1), d_y = dy.index_select(0, chunks).flatten(0, 1);
+      const torch::Tensor d_y = dy.index_select(0, chunks).flatten(0, 1);
       const auto own = [&](const torch::Tensor& t) { return t.slice(0, begin * len, end * len); };
       torch::Tensor to_h = own(h), to_dg = own(dg), to_du = own(du), to_dx = dx.slice(0, begin, end);
-      const torch::Tensor g = in.mm(gate[e].t()), u = in.mm(up[e].t()), silu = torch::silu(g);
+      const auto hidden = [&](const torch::Tensor& kept, const torch::Tensor& weight) {
+        return kept.defined() ? own(kept.flatten(0, 1)) : x.index_select(0, chunks).flatten(0, 1).mm(weight[e].t());
+      };
+      const torch::Tensor g = hidden(kept_g, gate), u = hidden(kept_u, up), silu = torch::silu(g);
       at::mul_out(to_h, silu, u);
       // Without the share, dh gives the share's own gradient: (W h) . d_y = h . (W^T d_y), one product less.
       const torch::Tensor dh = d_y.mm(down[e]);
@@ -121,7 +131,8 @@ class GroupedExperts : public torch::autograd::Function<GroupedExperts> {
             torch::empty_like(d_shares).index_copy_(0, grouping.pairs, d_shares).view(weights.sizes()),
             d_gate,
             d_up,
-            d_down};
+            d_down,
+            torch::Tensor()};
   }
 };
 
@@ -150,8 +161,9 @@ torch::Tensor grouped_experts(const torch::Tensor& x, const torch::Tensor& exper
   if (batched_experts_take(x, gate))
     return batched_experts(x.flatten(0, 1), experts.flatten(0, 1), weights.flatten(0, 1), gate, up, down)
         .view(x.sizes());
+  const bool keep_hidden = x.is_cpu() && at::GradMode::is_enabled();  // a GPU's memory is dearer
   return GroupedExperts::apply(x.flatten(0, 1).contiguous(), experts.flatten(0, 1), weights.flatten(0, 1), gate, up,
-                               down)
+                               down, keep_hidden)
       .view(x.sizes());
 }
 
