@@ -7,7 +7,12 @@ if(POLYSPAN_TRAIN AND NOT POLYSPAN_SANITIZE)  # LibTorch is not built for saniti
   if(NOT DEFINED TORCH_CUDA_ARCH_LIST AND NOT DEFINED ENV{TORCH_CUDA_ARCH_LIST})
     set(TORCH_CUDA_ARCH_LIST 9.0)
   endif()
+  # It also says for which GPUs to compile, for all files that come behind it; ours say so themselves.
+  set(cuda_flags ${CMAKE_CUDA_FLAGS})
+  set(cuda_architectures ${CMAKE_CUDA_ARCHITECTURES})
   find_package(Torch QUIET)
+  set(CMAKE_CUDA_FLAGS ${cuda_flags})
+  set(CMAKE_CUDA_ARCHITECTURES ${cuda_architectures})
 endif()
 if(NOT Torch_FOUND)
   message(STATUS "polyspan train is left out: POLYSPAN_TRAIN is off, this is a sanitizer build, or LibTorch was not found")
@@ -34,13 +39,21 @@ add_library(polyspan_hydra STATIC ${hydra_sources})
 # stdc++ in front: a pip-installed libtorch exports parts of an old std::filesystem, which would be taken otherwise.
 target_link_libraries(polyspan_hydra PUBLIC polyspan_recipe stdc++ ${TORCH_LIBRARIES})
 polyspan_uses_torch(polyspan_hydra)
+# LibTorch's parallel loop is a header's: without OpenMP, as which it is built, it is serial in our files.
+find_package(OpenMP QUIET COMPONENTS CXX)
+if(OpenMP_CXX_FOUND)
+  target_link_libraries(polyspan_hydra PRIVATE OpenMP::OpenMP_CXX)
+endif()
 set_target_properties(polyspan_hydra PROPERTIES UNITY_BUILD ON)
 
-# Kernels of our own for GPUs, with nvcc and a LibTorch that computes there. Off: there is no result of
-# theirs from a GPU yet (docs/hydra.md).
-option(POLYSPAN_HYDRA_KERNELS "train with CUDA kernels of our own, not verified on a GPU yet (nvcc, LibTorch 2.9 or later)" OFF)
+# Kernels of our own for GPUs (docs/hydra.md): with nvcc and a LibTorch that computes there.
+set(kernels_can_be OFF)
+if(POLYSPAN_CUDA AND TORCH_CUDA_LIBRARIES AND NOT Torch_VERSION VERSION_LESS 2.9)
+  set(kernels_can_be ON)
+endif()
+option(POLYSPAN_HYDRA_KERNELS "train with CUDA kernels of our own (nvcc, LibTorch 2.9 or later with CUDA)" ${kernels_can_be})
 if(POLYSPAN_HYDRA_KERNELS)
-  if(NOT POLYSPAN_CUDA OR NOT TORCH_CUDA_LIBRARIES OR Torch_VERSION VERSION_LESS 2.9)
+  if(NOT kernels_can_be)
     message(FATAL_ERROR "POLYSPAN_HYDRA_KERNELS needs POLYSPAN_CUDA and LibTorch 2.9 or later with CUDA; found ${Torch_VERSION}")
   endif()
   file(GLOB hydra_kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/hydra/*.cu)

@@ -16,6 +16,8 @@
 #include "core/thread_team.h"
 #include "hydra/batches.h"
 #include "hydra/checkpoint.h"
+#include "hydra/cpu_memory.h"
+#include "hydra/cpu_threads.h"
 #include "hydra/device_memory.h"
 #include "hydra/experts.h"
 #include "hydra/precision.h"
@@ -271,7 +273,7 @@ int run(int argc, char** argv) {
   scored->add_option("--sequences", a.sequences, "of each file, at most");
   scored->callback([&] { score(a); });
   app.parse_complete_callback(
-      [&a] { at::set_num_threads(a.threads > 0 ? static_cast<int>(a.threads) : default_thread_count()); });
+      [&a] { set_cpu_threads(a.threads > 0 ? static_cast<int>(a.threads) : default_thread_count()); });
   try {
     app.parse(argc, argv);
     return 0;
@@ -286,4 +288,7 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace polyspan
 
-int main(int argc, char** argv) { return polyspan::run(argc, argv); }
+int main(int argc, char** argv) {
+  polyspan::keep_freed_memory();
+  return polyspan::run(argc, argv);
+}

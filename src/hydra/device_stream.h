@@ -1,5 +1,5 @@
-// hydra/device_stream.h: the stream on which LibTorch computes at the moment, for kernels of our own; they are compiled in with
-// POLYSPAN_HYDRA_KERNELS (off by default: not verified on a GPU yet).
+// hydra/device_stream.h: the stream on which LibTorch computes at the moment, for kernels of our own (compiled in with
+// POLYSPAN_HYDRA_KERNELS).
 #pragma once
 
 #include <cstdint>

@@ -95,10 +95,10 @@ TEST(FusedBlock, BestPairs) {
   EXPECT_LT(distance(found.y.cpu(), wanted.y), 1e-5);
 }
 
-// The loop over chunks against the plain one in double; the numbers of a slot are fewer and more than a block's threads.
+// The loop over chunks against the plain one in double; matrices that fit into shared memory, and 300 numbers a slot, whose do not.
 TEST(FusedBlock, Workspace) {
   NEEDS_KERNELS();
-  for (const auto& [d_slot, rank, len] : {std::array<int64_t, 3>{24, 16, 16}, {300, 20, 64}}) {
+  for (const auto& [d_slot, rank, len] : {std::array<int64_t, 3>{24, 16, 16}, {128, 32, 64}, {300, 20, 64}}) {
     SCOPED_TRACE(std::to_string(d_slot) + " numbers a slot");
     HydraConfig c = tiny_config();
     c.d_model = 16, c.n_slots = 8, c.d_slot = d_slot, c.slot_rank = rank, c.chunk_len = len;

@@ -46,8 +46,13 @@ TEST_P(FusedSsm, IsThePlainForm) {
   EXPECT_LT(distance(fused, plain), 0.01);  // bf16 keeps 8 bits: half a unit is 0.002, at four places
   const std::vector<torch::Tensor> expected = gradients(plain), actual = gradients(fused);
   EXPECT_LT(distance(actual[0], expected[0]), 0.02) << "of the input";
-  for (size_t i = 0; i < std::size(kSsmWeights); ++i)
-    EXPECT_LT(distance(actual[i + 1], expected[i + 1]), 0.02) << kSsmWeights[i];
+  for (size_t i = 0; i < std::size(kSsmWeights); ++i) {
+    // One token from an empty state: nothing has decayed yet, and the decays' gradient is zero but for rounding.
+    if (size.n_tokens == 1 && std::string_view(kSsmWeights[i]) == "ssm_a_log")
+      EXPECT_LT(actual[i + 1].norm().item<double>(), 1e-3 * expected[0].norm().item<double>());
+    else
+      EXPECT_LT(distance(actual[i + 1], expected[i + 1]), 0.02) << kSsmWeights[i];
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, FusedSsm,

@@ -11,10 +11,11 @@ struct SlotWalk {
   torch::Tensor gates;   // as before; no gradient
 };
 
-// keys [n_seqs, n_chunks, chunk_len, rank], scaled; values [n_seqs, n_chunks, chunk_len, 2 d_slot]: u's and their share of the
-// gate; of_slots [d_slot, rank + d_slot]: queries, and the slots' share of the gate; init [n_slots, d_slot].
+// keys [n_seqs, n_chunks, chunk_len, d_slot or less]; values [n_seqs, n_chunks, chunk_len, 2 d_slot]: u's and their share of the
+// gate; init [n_slots, d_slot].
 bool fused_workspace_takes(const torch::Tensor& keys, const torch::Tensor& values, const torch::Tensor& init);
-SlotWalk fused_workspace(const torch::Tensor& keys, const torch::Tensor& values, const torch::Tensor& of_slots,
+// keys [.., d_slot]: a slot's logits are its products with them; gate [d_slot, d_slot]: slots times it are their share of it.
+SlotWalk fused_workspace(const torch::Tensor& keys, const torch::Tensor& values, const torch::Tensor& gate,
                          const torch::Tensor& init);
 
 }  // namespace polyspan

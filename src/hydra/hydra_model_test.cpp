@@ -1,7 +1,10 @@
 // The parts of a Hydra model together and by themselves: gradients, causality to the bit, sparse routing.
 #include "hydra/hydra_model.h"
 
+#include <dlfcn.h>
+
 #include "hydra/controller.h"
+#include "hydra/cpu_threads.h"
 #include "hydra/experts.h"
 #include "hydra/hydra_test_util.h"
 #include "hydra/precision.h"
@@ -143,6 +146,57 @@ TEST(Experts, EqualTheDenseSum) {
         expected + share * torch::linear(torch::silu(torch::linear(x, gate[e])) * torch::linear(x, up[e]), down[e]);
   }
   EXPECT_TRUE(torch::allclose(y, expected, 1e-12, 1e-12));
+}
+
+// The threads of a CPU share the chunks: forward to the bit as one, the gradients within rounding.
+TEST(Experts, AreTheSameOnSeveralThreads) {
+  torch::manual_seed(3);
+  const auto leaf = [](at::IntArrayRef shape) { return torch::randn(shape).set_requires_grad(true); };
+  const torch::Tensor x = leaf({2, 9, 16, 24}), gate = leaf({5, 40, 24}), up = leaf({5, 40, 24}),
+                      down = leaf({5, 24, 40});
+  const auto [best, experts] = torch::softmax(torch::randn({2, 9, 5}), -1).topk(2, -1);
+  const torch::Tensor weights = best.clone().set_requires_grad(true), chosen = experts;
+  const int before = at::get_num_threads();
+  torch::Tensor y[2];
+  std::vector<torch::Tensor> grads[2];
+  for (const int n_threads : {1, 3}) {
+    set_cpu_threads(n_threads);
+    const int i = n_threads > 1;
+    y[i] = grouped_experts(x, chosen, weights, gate, up, down);
+    grads[i] = torch::autograd::grad({y[i].square().sum()}, {x, weights, gate, up, down});
+  }
+  set_cpu_threads(before);
+  EXPECT_TRUE(same_bits(y[0], y[1]));
+  for (size_t i = 0; i < grads[0].size(); ++i) EXPECT_TRUE(torch::allclose(grads[1][i], grads[0][i], 1e-4, 1e-3)) << i;
+}
+
+// Each part once, with the caller's gradient mode, on one thread; the products' threads are as before afterwards.
+TEST(CpuThreads, EachPartIsCalledOnce) {
+  const auto blas_threads = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "openblas_get_num_threads"));
+  const int before = at::get_num_threads();
+  set_cpu_threads(2);
+  std::vector<int> calls(100), recorded(100), of_products(100, 1);
+  {
+    const torch::NoGradGuard no_grad;
+    for_each_part(torch::kCPU, 100, [&](int64_t i) {
+      const auto at = static_cast<size_t>(i);
+      ++calls[at];
+      recorded[at] = at::GradMode::is_enabled();
+      if (blas_threads != nullptr) of_products[at] = blas_threads();
+    });
+  }
+  EXPECT_EQ(calls, std::vector<int>(100, 1));
+  EXPECT_EQ(recorded, std::vector<int>(100, 0));
+  EXPECT_EQ(of_products, std::vector<int>(100, 1));
+  if (blas_threads != nullptr) {
+    EXPECT_EQ(blas_threads(), 2);
+  }
+  set_cpu_threads(1);
+  EXPECT_EQ(at::get_num_threads(), 1);
+  if (blas_threads != nullptr) {
+    EXPECT_EQ(blas_threads(), 1);
+  }
+  set_cpu_threads(before);
 }
 
 // Against one softmax over all tokens with the mask that the definition gives.

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "core/error.h"
-#include "core/thread_team.h"
+#include "hydra/cpu_threads.h"
 #include "hydra/device_stream.h"
 #include "hydra/fused_block.h"
 #include "hydra/precision.h"
@@ -56,9 +56,7 @@ torch::Tensor global_sets(const torch::Tensor& scores, int64_t chunk_len, int64_
   const int64_t n_seqs = host.size(0), n_tokens = host.size(1), n_chunks = n_tokens / chunk_len,
                 n_late = window / chunk_len;
   torch::Tensor sets = torch::full({n_seqs, n_chunks, n_global}, int64_t{-1}, torch::kInt64);
-  // Not at::parallel_for: its loop is a header's, and serial in what is compiled without OpenMP.
-  ThreadTeam team(n_seqs * n_tokens < 16384 ? 1 : static_cast<int>(std::min<int64_t>(n_seqs, at::get_num_threads())));
-  team.each(n_seqs, [&](int64_t s, int) {
+  for_each_part(torch::kCPU, n_seqs, [&](int64_t s) {
     const double* score = host.data_ptr<double>() + s * n_tokens;
     const auto better = [&](int64_t a, int64_t b) { return score[a] != score[b] ? score[a] > score[b] : a < b; };
     std::vector<int64_t> kept, order;  // `kept` ascends

@@ -5,6 +5,7 @@
 
 #include "cli/cli.h"
 #include "core/error.h"
+#include "hydra/cpu_memory.h"
 #include "hydra/processes.h"
 #include "hydra/trainer.h"
 
@@ -69,4 +70,7 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace polyspan
 
-int main(int argc, char** argv) { return polyspan::run(argc, argv); }
+int main(int argc, char** argv) {
+  polyspan::keep_freed_memory();
+  return polyspan::run(argc, argv);
+}

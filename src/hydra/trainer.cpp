@@ -13,6 +13,7 @@
 #include "core/thread_team.h"
 #include "hydra/batches.h"
 #include "hydra/checkpoint.h"
+#include "hydra/cpu_threads.h"
 #include "hydra/device_memory.h"
 #include "hydra/hydra_model.h"
 #include "hydra/precision.h"
@@ -180,8 +181,8 @@ Run::Run(const TrainOptions& options, Progress& progress)
     throw Error::usage(options.folder.string(),
                        " holds a run already: go on with it with --resume, or choose another folder");
   if (!there && options.resume) throw Error::usage(options.folder.string(), " holds no checkpoint to resume from");
-  at::set_num_threads(config_.threads > 0 ? static_cast<int>(config_.threads)
-                                          : std::max(1, default_thread_count() / static_cast<int>(processes_->size())));
+  set_cpu_threads(config_.threads > 0 ? static_cast<int>(config_.threads)
+                                      : std::max(1, default_thread_count() / static_cast<int>(processes_->size())));
   model_ = make_model(config_, torch::TensorOptions().dtype(torch::kFloat32).device(device_));
   optimizer_ = std::make_unique<AdamW>(
       model_->parameters(), AdamSettings{config_.beta1, config_.beta2, config_.adam_eps, config_.weight_decay,

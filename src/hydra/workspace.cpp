@@ -58,8 +58,9 @@ WorkspaceOutput workspace(const HydraConfig& c, const BlockParameters& w, const 
   torch::Tensor all, touched;  // the slots in front of each chunk, [n_seqs, n_chunks, n_slots, d_slot]
   torch::Tensor slots = w["slots_init"].expand({n_seqs, c.n_slots, c.d_slot});
   if (truncate_chunks == 0 && fused_workspace_takes(keys, values_of, w["slots_init"])) {
-    const SlotWalk walk = fused_workspace(
-        keys, values_of, torch::cat({w["slots_write_q.weight"], gate.slice(1, 0, c.d_slot)}, 0).t(), w["slots_init"]);
+    // Queries need not be made: (W_q slot) . key = slot . (W_q^T key), for all chunks at once.
+    const SlotWalk walk = fused_workspace(torch::matmul(keys, w["slots_write_q.weight"]), values_of,
+                                          gate.slice(1, 0, c.d_slot).t(), w["slots_init"]);
     all = walk.before;
     slots = walk.last;
     touched = touched_share(walk.gates);
