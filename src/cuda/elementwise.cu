@@ -73,14 +73,18 @@ __global__ void embed_blocks_kernel(DeviceMatrix table, const int32_t* tokens, f
   }
 }
 
-// A row a block; its first kKept * kStep values stay in registers. REQUIRES: d % kN == 0.
+// A row a block; its first kKept * kStep values and weights stay in registers. REQUIRES: d % kN == 0.
 template <typename T, int kN>
 __global__ void __launch_bounds__(kNormThreads)
     rmsnorm_kernel(const float* x, const int32_t* rows, const float* weight, int64_t d, float eps, T* out) {
   constexpr int kKept = 4, kStep = kN * kNormThreads;
-  const float* const row = x + (rows == nullptr ? int64_t{blockIdx.x} : int64_t{rows[blockIdx.x]}) * d;
   const int n = static_cast<int>(d), first = kN * static_cast<int>(threadIdx.x);
-  float kept[kKept][kN] = {}, squares = 0;
+  float kept[kKept][kN] = {}, factors[kKept][kN], squares = 0;
+#pragma unroll
+  for (int part = 0; part < kKept; ++part)  // no kernel writes weights
+    if (first + part * kStep < n) load_floats(weight + first + part * kStep, factors[part]);
+  wait_for_earlier_kernels();
+  const float* const row = x + (rows == nullptr ? int64_t{blockIdx.x} : int64_t{rows[blockIdx.x]}) * d;
 #pragma unroll
   for (int part = 0; part < kKept; ++part)
     if (first + part * kStep < n) load_floats(row + first + part * kStep, kept[part]);
@@ -95,41 +99,50 @@ __global__ void __launch_bounds__(kNormThreads)
     for (int i = 0; i < kN; ++i) squares += values[i] * values[i];
   }
   const float scale = rsqrtf(block_sum(squares) / static_cast<float>(d) + eps);
-  const auto finish = [&](int at, float(&values)[kN]) {
-    float factors[kN];
-    load_floats(weight + at, factors);
+  const auto finish = [&](int at, float(&values)[kN], const float(&of_values)[kN]) {
 #pragma unroll
-    for (int i = 0; i < kN; ++i) values[i] *= scale * factors[i];
+    for (int i = 0; i < kN; ++i) values[i] *= scale * of_values[i];
     store_floats(values, out + blockIdx.x * d + at);
   };
 #pragma unroll
   for (int part = 0; part < kKept; ++part)
-    if (first + part * kStep < n) finish(first + part * kStep, kept[part]);
+    if (first + part * kStep < n) finish(first + part * kStep, kept[part], factors[part]);
   for (int at = first + kKept * kStep; at < n; at += kStep) {
-    float values[kN];
+    float values[kN], of_values[kN];
     load_floats(row + at, values);
-    finish(at, values);
+    load_floats(weight + at, of_values);
+    finish(at, values, of_values);
   }
 }
 
-// A block: kN * kThreads channels of tokens blockIdx.y, + gridDim.y, ... REQUIRES: d_ff % kN == 0.
-template <typename In, typename T, int kN>
+// A block: kN * kThreads channels of kTokens tokens, all asked for before any is used. REQUIRES: d_ff % kN == 0.
+template <typename In, typename T, int kN, int kTokens>
 __global__ void swiglu_kernel(const In* gate_up, int64_t n_tokens, int64_t d_ff, T* out) {
   const int64_t channel = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kN;
+  wait_for_earlier_kernels();
   if (channel >= d_ff) return;
-  for (int64_t token = blockIdx.y; token < n_tokens; token += gridDim.y) {
-    float gate[kN], up[kN];
-    load_floats(gate_up + token * 2 * d_ff + channel, gate);
-    load_floats(gate_up + token * 2 * d_ff + d_ff + channel, up);
+  for (int64_t first = int64_t{blockIdx.y} * kTokens; first < n_tokens; first += int64_t{gridDim.y} * kTokens) {
+    float gate[kTokens][kN], up[kTokens][kN];
 #pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      if constexpr (std::is_same_v<In, __half>) {
-        gate[i] = to_float(from_float<__half>(gate[i]));  // finite
-        up[i] = to_float(from_float<__half>(up[i]));
-      }
-      gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+    for (int t = 0; t < kTokens; ++t) {
+      if (first + t >= n_tokens) continue;
+      load_floats(gate_up + (first + t) * 2 * d_ff + channel, gate[t]);
+      load_floats(gate_up + (first + t) * 2 * d_ff + d_ff + channel, up[t]);
     }
-    store_floats(gate, out + token * d_ff + channel);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (first + t >= n_tokens) continue;
+#pragma unroll
+      for (int i = 0; i < kN; ++i) {
+        float &g = gate[t][i], &u = up[t][i];
+        if constexpr (std::is_same_v<In, __half>) {
+          g = to_float(from_float<__half>(g));  // finite
+          u = to_float(from_float<__half>(u));
+        }
+        g = g / (1.0f + __expf(-g)) * u;
+      }
+      store_floats(gate[t], out + (first + t) * d_ff + channel);
+    }
   }
 }
 
@@ -163,80 +176,113 @@ __global__ void rope_table_kernel(const double* frequencies, int n_pairs, const 
   }
 }
 
-// One warp a head of a token: queries, then keys, then values. A lane holds the pairs lane, lane + 32, ... of the head:
-// those that are rotated, then pairs of neighbours that are not. REQUIRES: head_dim <= 128.
-template <KvType kType>
+// A warp takes kRows heads of a token: of its queries, keys and values, in this order, every n_warps-th. A lane holds the pairs
+// lane, lane + 32, ... of a head: those that are rotated, then pairs of neighbours that are not. All heads are asked for before any
+// is used. REQUIRES: head_dim <= 128.
+template <KvType kType, int kRows>
 __global__ void append_kernel(AppendArgs args) {
   using T = typename KvElement<kType>::type;
   constexpr int kMostPairs = 2;  // of a lane
   let_next_kernel_start();       // decode attention may prepare itself
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = kThreads / 32;
+  const int lane = threadIdx.x % 32, first_row = (blockIdx.y * kThreads + threadIdx.x) / 32;
+  const int n_warps = static_cast<int>(gridDim.y) * (kThreads / 32);
   const int dim = static_cast<int>(args.head_dim), n_pairs = static_cast<int>(args.n_pairs);
-  const int n_rows = static_cast<int>(args.n_heads + 2 * args.n_kv_heads);
+  const int n_keys = static_cast<int>(args.n_heads + args.n_kv_heads),  // rows before the values
+      n_rows = n_keys + static_cast<int>(args.n_kv_heads);
   const int64_t token = blockIdx.x;
-  for (int row = blockIdx.y * warps + warp; row < n_rows; row += gridDim.y * warps) {
-    const float* const from = args.qkv + (token * n_rows + row) * dim;
-    const bool is_value = row >= args.n_heads + args.n_kv_heads;
-    float first[kMostPairs] = {}, second[kMostPairs] = {};
-    int first_at[kMostPairs], second_at[kMostPairs];
+
+  // Where keys and values go: the tables are older than the kernel before this one.
+  T* to[kRows] = {};
+  float* to_scale[kRows] = {};
+  const int position = args.positions == nullptr ? 0 : args.positions[token];
 #pragma unroll
-    for (int i = 0; i < kMostPairs; ++i) {
-      const int pair = lane + 32 * i;
-      const bool halves = !args.interleaved && pair < n_pairs;
-      first_at[i] = halves ? pair : 2 * pair;
-      second_at[i] = halves ? pair + n_pairs : 2 * pair + 1;
-      if (2 * pair >= dim) continue;
-      float a = from[first_at[i]], b = from[second_at[i]];
-      if (args.bias != nullptr) {
-        a += args.bias[row * dim + first_at[i]];
-        b += args.bias[row * dim + second_at[i]];
-      }
-      if (!is_value && pair < n_pairs) {
-        const RopeTurn turn = args.rope[token * n_pairs + pair];
-        const float turned = a * turn.cosine - b * turn.sine;
-        b = a * turn.sine + b * turn.cosine;
-        a = turned;
-      }
-      first[i] = a;
-      second[i] = b;
-    }
-    if (row < args.n_heads) {
-      float* const to = args.q + (token * args.n_heads + row) * dim;
-#pragma unroll
-      for (int i = 0; i < kMostPairs; ++i)
-        if (2 * (lane + 32 * i) < dim) {
-          to[first_at[i]] = first[i];
-          to[second_at[i]] = second[i];
-        }
-      continue;
-    }
-    const int kv_head = static_cast<int>(row - args.n_heads - (is_value ? args.n_kv_heads : 0));
-    const bool in_chunk = args.positions == nullptr;
+  for (int i = 0; i < kRows; ++i) {
+    const int row = first_row + i * n_warps;
+    if (row < args.n_heads || row >= n_rows) continue;
+    const bool is_value = row >= n_keys, in_chunk = args.positions == nullptr;
+    const int64_t kv_head = row - (is_value ? n_keys : args.n_heads);
     const KvHeadView head = args.heads[in_chunk ? kv_head : token * args.n_kv_heads + kv_head];
     int64_t slot = token;
-    if (!in_chunk) {
-      const int position = args.positions[token];
+    if (!in_chunk)
       slot = position < head.n_sink ? position : head.sink_slots + (position - head.n_sink) % head.ring_slots;
-    }
-    T* const to = const_cast<T*>(is_value ? values_of<T>(head, dim) : keys_of<T>(head)) + slot * dim;
-    float inverse = 0.0f;
-    if constexpr (kType == KvType::kQ8) {
-      float largest = 0.0f;
+    to[i] = const_cast<T*>(is_value ? values_of<T>(head, dim) : keys_of<T>(head)) + slot * dim;
+    if constexpr (kType == KvType::kQ8)
+      to_scale[i] = (is_value ? value_scales_of(head, dim) : key_scales_of(head, dim)) + slot;
+  }
+  wait_for_earlier_kernels();
+
+  const auto is_halved = [&](int pair) { return !args.interleaved && pair < n_pairs; };
+  float pairs[kRows][kMostPairs][2];
 #pragma unroll
-      for (int i = 0; i < kMostPairs; ++i) largest = fmaxf(largest, fmaxf(fabsf(first[i]), fabsf(second[i])));
+  for (int i = 0; i < kRows; ++i) {
+    const int row = first_row + i * n_warps;
+    const float* const from = args.qkv + (token * n_rows + row) * dim;
+#pragma unroll
+    for (int j = 0; j < kMostPairs; ++j) {
+      const int pair = lane + 32 * j;
+      if (row >= n_rows || 2 * pair >= dim) continue;
+      if (is_halved(pair)) {
+        pairs[i][j][0] = from[pair];
+        pairs[i][j][1] = from[pair + n_pairs];
+      } else {
+        load_floats(from + 2 * pair, pairs[i][j]);
+      }
+    }
+  }
+  RopeTurn turns[kMostPairs];
+#pragma unroll
+  for (int j = 0; j < kMostPairs; ++j)
+    if (lane + 32 * j < n_pairs) turns[j] = args.rope[token * n_pairs + lane + 32 * j];
+
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int row = first_row + i * n_warps;
+    if (row >= n_rows) continue;
+    float largest = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kMostPairs; ++j) {
+      const int pair = lane + 32 * j;
+      if (2 * pair >= dim) continue;
+      float &a = pairs[i][j][0], &b = pairs[i][j][1];
+      if (args.bias != nullptr) {
+        const float* const bias = args.bias + row * dim;
+        a += bias[is_halved(pair) ? pair : 2 * pair];
+        b += bias[is_halved(pair) ? pair + n_pairs : 2 * pair + 1];
+      }
+      if (row < n_keys && pair < n_pairs) {
+        const float turned = a * turns[j].cosine - b * turns[j].sine;
+        b = a * turns[j].sine + b * turns[j].cosine;
+        a = turned;
+      }
+      largest = fmaxf(largest, fmaxf(fabsf(a), fabsf(b)));
+    }
+    float inverse = 0.0f;
+    if (kType == KvType::kQ8 && row >= args.n_heads) {
       largest = warp_max(largest);
       inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-      if (lane == 0) (is_value ? value_scales_of(head, dim) : key_scales_of(head, dim))[slot] = largest / 127.0f;
+      if (lane == 0) *to_scale[i] = largest / 127.0f;
     }
 #pragma unroll
-    for (int i = 0; i < kMostPairs; ++i) {
-      if (2 * (lane + 32 * i) >= dim) continue;
-      if constexpr (kType == KvType::kQ8) {
-        to[first_at[i]] = static_cast<int8_t>(__float2int_rn(first[i] * inverse));
-        to[second_at[i]] = static_cast<int8_t>(__float2int_rn(second[i] * inverse));
+    for (int j = 0; j < kMostPairs; ++j) {
+      const int pair = lane + 32 * j;
+      if (2 * pair >= dim) continue;
+      const auto store = [&](auto* out, auto a, auto b) {
+        using Stored = std::remove_pointer_t<decltype(out)>;
+        if (is_halved(pair)) {
+          out[pair] = a;
+          out[pair + n_pairs] = b;
+        } else {
+          *reinterpret_cast<Values<Stored, 2>*>(out + 2 * pair) = {{a, b}};
+        }
+      };
+      const auto& [a, b] = pairs[i][j];
+      if (row < args.n_heads) {
+        store(args.q + (token * args.n_heads + row) * dim, a, b);
+      } else if constexpr (kType == KvType::kQ8) {
+        store(to[i], static_cast<int8_t>(__float2int_rn(a * inverse)),
+              static_cast<int8_t>(__float2int_rn(b * inverse)));
       } else {
-        to[first_at[i]] = from_float<T>(first[i]);
-        to[second_at[i]] = from_float<T>(second[i]);
+        store(to[i], from_float<T>(a), from_float<T>(b));
       }
     }
   }
@@ -298,26 +344,27 @@ void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n
              ActivationType out_type, void* out, const Stream& stream) {
   const unsigned grid = static_cast<unsigned>(n_rows);
   visit_activation(out_type, out, [&]<typename T>(T* to) {
-    if (d % 4 == 0)
-      rmsnorm_kernel<T, 4><<<grid, kNormThreads, 0, stream.get()>>>(x, rows, weight, d, eps, to);
-    else
-      rmsnorm_kernel<T, 1><<<grid, kNormThreads, 0, stream.get()>>>(x, rows, weight, d, eps, to);
+    launch_overlapping(d % 4 == 0 ? rmsnorm_kernel<T, 4> : rmsnorm_kernel<T, 1>, grid, kNormThreads, 0, stream.get(), x,
+                       rows, weight, d, eps, to);
   });
   check_launch("rmsnorm");
 }
 
 void swiglu(DType type, const void* gate_up, int64_t n_tokens, int64_t d_ff, ActivationType out_type, void* out,
             const Stream& stream) {
+  constexpr int64_t kManyTokens = 128;  // from here on two a thread still leave each multiprocessor several blocks
   const int64_t most = type == DType::kF32 ? 4 : 8, at_once = d_ff % most == 0 ? most : 1,
                 width = (d_ff + at_once * kThreads - 1) / (at_once * kThreads);
-  const dim3 grid(static_cast<unsigned>(width), static_cast<unsigned>(std::min<int64_t>(n_tokens, 65535)));
+  const bool in_pairs = n_tokens >= kManyTokens;
+  const int64_t height = std::min<int64_t>(in_pairs ? (n_tokens + 1) / 2 : n_tokens, 65535);
+  const dim3 grid(static_cast<unsigned>(width), static_cast<unsigned>(height));
   const auto launch = [&]<typename In>(const In* in) {
     visit_activation(out_type, out, [&]<typename T>(T* to) {
       constexpr int kMost = 16 / sizeof(In);
-      if (at_once == kMost)
-        swiglu_kernel<In, T, kMost><<<grid, kThreads, 0, stream.get()>>>(in, n_tokens, d_ff, to);
-      else
-        swiglu_kernel<In, T, 1><<<grid, kThreads, 0, stream.get()>>>(in, n_tokens, d_ff, to);
+      const auto kernel = at_once == kMost
+                              ? (in_pairs ? swiglu_kernel<In, T, kMost, 2> : swiglu_kernel<In, T, kMost, 1>)
+                              : swiglu_kernel<In, T, 1, 1>;
+      launch_overlapping(kernel, grid, kThreads, 0, stream.get(), in, n_tokens, d_ff, to);
     });
   };
   POLYSPAN_CHECK(type == DType::kF32 || type == DType::kF16 || type == DType::kBF16);
@@ -348,13 +395,23 @@ void rope_table(const double* frequencies, int64_t n_pairs, const int32_t* posit
 
 void append(const AppendArgs& args, const Stream& stream) {
   POLYSPAN_CHECK(args.head_dim <= 128 && args.head_dim % 2 == 0 && 2 * args.n_pairs <= args.head_dim);
-  const int64_t rows = args.n_heads + 2 * args.n_kv_heads;
-  const dim3 grid(static_cast<unsigned>(args.n_tokens),
-                  static_cast<unsigned>((rows + kThreads / 32 - 1) / (kThreads / 32)));
-  if (args.type == KvType::kF16) append_kernel<KvType::kF16><<<grid, kThreads, 0, stream.get()>>>(args);
-  if (args.type == KvType::kBF16) append_kernel<KvType::kBF16><<<grid, kThreads, 0, stream.get()>>>(args);
-  if (args.type == KvType::kQ8) append_kernel<KvType::kQ8><<<grid, kThreads, 0, stream.get()>>>(args);
-  if (args.type == KvType::kF8) append_kernel<KvType::kF8><<<grid, kThreads, 0, stream.get()>>>(args);
+  // Of many tokens all heads are on their way at once: 483 tokens of 48 heads fit the GPU as one wave of blocks.
+  constexpr int kManyRows = 6;
+  constexpr int64_t kManyTokens = 128, kWarps = kThreads / 32;
+  const int64_t n_rows = args.n_heads + 2 * args.n_kv_heads;
+  const auto launch = [&](auto kernel, int64_t rows_of_warp) {
+    const dim3 grid(static_cast<unsigned>(args.n_tokens),
+                    static_cast<unsigned>((n_rows + kWarps * rows_of_warp - 1) / (kWarps * rows_of_warp)));
+    launch_overlapping(kernel, grid, kThreads, 0, stream.get(), args);
+  };
+  const auto launch_type = [&]<KvType kType>() {
+    if (args.n_tokens >= kManyTokens) return launch(append_kernel<kType, kManyRows>, kManyRows);
+    launch(append_kernel<kType, 1>, 1);
+  };
+  if (args.type == KvType::kF16) launch_type.template operator()<KvType::kF16>();
+  if (args.type == KvType::kBF16) launch_type.template operator()<KvType::kBF16>();
+  if (args.type == KvType::kQ8) launch_type.template operator()<KvType::kQ8>();
+  if (args.type == KvType::kF8) launch_type.template operator()<KvType::kF8>();
   check_launch("append");
 }
 

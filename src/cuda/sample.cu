@@ -126,6 +126,29 @@ __device__ void sort(uint64_t* entries, int n) {
   __syncthreads();
 }
 
+// The sum of `value` over the threads up to this one, this one included, and over all. Ends with what lies in `of_warps` still read.
+template <typename T>
+struct Running {
+  T up_to_here, all;
+};
+template <typename T>
+__device__ Running<T> running_sum(T value, T (&of_warps)[kWarps]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const T other = __shfl_up_sync(0xffffffffu, value, offset);
+    if (lane >= offset) value += other;
+  }
+  __syncthreads();  // the last of_warps have been read
+  if (lane == 31) of_warps[warp] = value;
+  __syncthreads();
+  T all = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp) value += all;
+    all += of_warps[w];
+  }
+  return {value, all};
+}
+
 // Adds sums[part] of all threads into totals[part]. A barrier before and behind.
 __device__ void add_up(int n_parts, Shared& shared) {
   __syncthreads();
@@ -196,7 +219,6 @@ __device__ Place find_key(const Keys& keys, uint32_t low, uint32_t high, double 
 // Cuts the row's keys from `low` to `high` into parts of about the same weight, by every n / kThreads-th logit, and adds up their
 // weights; returns the sum.
 __device__ double weigh_parts(const Row& row, uint32_t low, uint32_t high, Parts& parts, Shared& shared) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint32_t key = key_of(row.logits[int64_t{threadIdx.x} * row.n / kThreads]);
   if (key < low || key > high) key = 0;
   __syncthreads();  // what lies there has been read
@@ -204,18 +226,7 @@ __device__ double weigh_parts(const Row& row, uint32_t low, uint32_t high, Parts
   if (threadIdx.x < kParts) parts.begin[threadIdx.x] = low;
   sort(shared.sample.entries, kThreads);
   key = key_in(shared.sample.entries[threadIdx.x]);
-  double running = key == 0 ? 0.0 : row.weight(key);
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const double other = __shfl_up_sync(0xffffffffu, running, offset);
-    if (lane >= offset) running += other;
-  }
-  if (lane == 31) shared.warp_sums[warp] = running;
-  __syncthreads();
-  double all = 0.0;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) running += all;
-    all += shared.warp_sums[w];
-  }
+  const auto [running, all] = running_sum(key == 0 ? 0.0 : row.weight(key), shared.warp_sums);
   shared.sample.running[threadIdx.x] = running;
   __syncthreads();
   if (all > 0.0) {  // this sample is a border wherever the running sum passes a multiple of all / kParts
@@ -265,23 +276,10 @@ __device__ Range find_part(const Range& range, const Parts& parts, double target
 
 // How many keys of the row are in the range; `first`: how many of them threads before this one have.
 __device__ int count_keys(const Row& row, const Range& range, int& first, Shared& shared) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int n = 0;
   row.each([&](uint32_t key, int) { n += key >= range.low && key <= range.high; });
-  first = n;
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_up_sync(0xffffffffu, first, offset);
-    if (lane >= offset) first += other;
-  }
-  __syncthreads();  // the last counts have been read
-  if (lane == 31) shared.counts[warp] = first;
-  __syncthreads();
-  int all = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) first += all;
-    all += shared.counts[w];
-  }
-  first -= n;
+  const auto [up_to_here, all] = running_sum(n, shared.counts);
+  first = up_to_here - n;
   return all;
 }
 
