@@ -35,7 +35,8 @@ Ceilings measure_ceilings() {
   return ceilings;
 }
 
-void run(const std::vector<std::string>& parts, const ModelChoice& models, const std::string& out) {
+void run(const std::vector<std::string>& parts, const ModelChoice& models, const std::vector<int64_t>& product_tokens,
+         const std::string& out) {
   const cuda::DeviceProperties device = cuda::select_device(0);
   const Ceilings ceilings = measure_ceilings();
   std::printf("%s, %d multiprocessors: copy %.0f GB/s, bf16 products %.0f TFLOP/s\n", device.name.c_str(),
@@ -50,6 +51,7 @@ void run(const std::vector<std::string>& parts, const ModelChoice& models, const
     if (part == "decode") document["decode_attention"] = measure_decode_attention(ceilings);
     if (part == "prefill") document["prefill_attention"] = measure_prefill_attention(ceilings);
     if (part == "models") document["models"] = measure_models(ceilings, models);
+    if (part == "products") document["products"] = measure_products(ceilings, product_tokens);
     std::fflush(stdout);
     save();
   }
@@ -62,18 +64,20 @@ int main(int argc, char** argv) {
   CLI::App app("Speed of the CUDA component against the GPU's limits");
   std::vector<std::string> parts = {"decode", "prefill", "models"};
   polyspan::bench::ModelChoice models;
+  std::vector<int64_t> product_tokens = {483};
   std::string out;
-  app.add_option("parts", parts, "decode, prefill, models (default: all)")
-      ->check(CLI::IsMember({"decode", "prefill", "models"}));
+  app.add_option("parts", parts, "decode, prefill, models, products (default: the first three)")
+      ->check(CLI::IsMember({"decode", "prefill", "models", "products"}));
   app.add_option("--plans", models.plans, "folder with the published plans of MoA");
   app.add_option("-o,--output", out, "JSON file of all results");
   app.add_flag("--quick", models.quick, "fewer models and lengths");
   app.add_option("--model", models.model, "this model alone")
       ->check(CLI::IsMember({"vicuna-7b", "llama-3-8b", "vicuna-13b"}));
   app.add_option("--length", models.length, "this length alone")->check(CLI::IsMember({4096, 8192, 16384}));
+  app.add_option("--tokens", product_tokens, "of the products: sequences of a step (default: 483)");
   CLI11_PARSE(app, argc, argv);
   try {
-    polyspan::bench::run(parts, models, out);
+    polyspan::bench::run(parts, models, product_tokens, out);
   } catch (const polyspan::Error& error) {
     std::fprintf(stderr, "polyspan-cuda-bench: %s\n", error.what());
     return 1;

@@ -35,6 +35,7 @@ inline double time_ms(const cuda::Stream& stream, int runs, const std::function<
 
 Json measure_decode_attention(const Ceilings& ceilings);
 Json measure_prefill_attention(const Ceilings& ceilings);
+Json measure_products(const Ceilings& ceilings, const std::vector<int64_t>& n_tokens);
 struct ModelChoice {
   std::string plans;       // a folder with the published plans, or empty
   bool quick = false;      // two models at 8,192 tokens

@@ -5,7 +5,7 @@ to the length, at the largest batch that runs within the memory that our dense r
   transformers   the transformers library's LlamaForCausalLM with SDPA and its DynamicCache, where it is installed; else
   cat loop       what it does there, written out: separate projections, keys and values grown by torch.cat, SDPA, no graph
 
-usage: gpu_models.py [--ours MODELS.json] [-o FILE.json] [--seconds N]
+usage: gpu_models.py [--ours MODELS.json] [-o FILE.json] [--seconds N] [--model NAME] [--length N] [--peer NAME]
 
 The batch is found by running: from what weights and caches leave room for, down until nothing runs out of memory. --ours names the
 results of polyspan-cuda-bench models; then the ratios of our rows are printed too. No new measurement begins after --seconds.
@@ -34,6 +34,7 @@ DEVICE = "cuda"
 SHAPES = {"vicuna-7b": (32, 4096, 32, 32, 11008, 32000), "llama-3-8b": (32, 4096, 32, 8, 14336, 128256),
           "vicuna-13b": (40, 5120, 40, 40, 13824, 32000)}
 LENGTHS = (8192, 4096, 16384)
+PEERS = ("dense engine", "transformers", "cat loop")
 DEFAULT_BYTES = 80 * 10**9
 GRAPH_STEPS, LOOP_STEPS, WARM_STEPS = 9, 8, 3
 
@@ -255,6 +256,9 @@ def main():
     parser.add_argument("--ours", help="JSON file of polyspan-cuda-bench models")
     parser.add_argument("-o", "--output")
     parser.add_argument("--seconds", type=float, default=110)
+    parser.add_argument("--model", choices=SHAPES, help="this one alone")
+    parser.add_argument("--length", type=int, choices=LENGTHS, help="this one alone, without batch 1")
+    parser.add_argument("--peer", choices=PEERS, help="this one alone")
     args = parser.parse_args()
     begin, rows, ours = time.time(), [], []
     if args.ours and os.path.exists(args.ours):
@@ -270,7 +274,9 @@ def main():
         return time.time() - begin > args.seconds
 
     for name, shape in SHAPES.items():
-        for peer in ("dense engine", "transformers", "cat loop"):
+        if args.model not in (None, name):
+            continue
+        for peer in PEERS if args.peer is None else (args.peer,):
             if late():
                 break
             if peer == "transformers" and not transformers:
@@ -287,11 +293,11 @@ def main():
                     model = Weights(shape)
                     loop = dense_engine if peer == "dense engine" else cat_loop
                     run = lambda batch, n, m=model, f=loop: f(m, batch, n)
-                for length in LENGTHS:
+                for length in LENGTHS if args.length is None else (args.length,):
                     if late():
                         break
                     measure(rows, peer, lambda batch: run(batch, length), shape, name, length, limit_of(name, length))
-                if not late():
+                if args.length is None and not late():
                     measure(rows, peer, lambda batch: run(batch, 8192), shape, name, 8192, limit_of(name, 8192), batch=1)
             except Exception as error:  # pylint: disable=broad-except
                 print(f"peer {peer} {name}: {type(error).__name__}: {str(error)[:200]}", flush=True)
