@@ -126,11 +126,12 @@ __device__ void sort(uint64_t* entries, int n) {
   __syncthreads();
 }
 
-// The sum of `value` over the threads up to this one, this one included, and over all. Ends with what lies in `of_warps` still read.
 template <typename T>
 struct Running {
   T up_to_here, all;
 };
+// The sum of `value` over the threads up to this one, this one included, and over all. Other threads may still read `of_warps` when it
+// returns.
 template <typename T>
 __device__ Running<T> running_sum(T value, T (&of_warps)[kWarps]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
