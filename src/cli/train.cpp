@@ -108,16 +108,20 @@ void add_prepare(CLI::App& app) {
   command->add_option("--tokenizer", a->tokenizer, "bytes, or a GGUF file whose tokenizer encodes the text")
       ->capture_default_str();
   command->add_option("-o,--output", a->out, "token file to write")->required();
-  command->add_option("--task", a->task, "a synthetic task instead of text: recall, copy, chain or facts");
+  command->add_option("--task", a->task,
+                      "a synthetic task instead of text: recall, copy, chain, facts, passkey or phonebook");
   command->add_option("--length", a->options.length, "of a task: tokens of an example")->capture_default_str();
   command
-      ->add_option("--pairs", a->options.pairs,
-                   "of a task: pairs (recall), letters (copy), chains (chain), all facts (facts)")
+      ->add_option(
+          "--pairs", a->options.pairs,
+          "of a task: pairs (recall), letters (copy), chains (chain), all facts (facts), digits (passkey), entries "
+          "(phonebook)")
       ->capture_default_str();
   command->add_option("--gap", a->options.gap, "of a task: filler between what is told and what is asked")
       ->capture_default_str();
   command->add_option("--hops", a->options.hops, "of chain: facts of a chain")->capture_default_str();
-  command->add_option("--questions", a->options.questions, "of chain: questions of an example")->capture_default_str();
+  command->add_option("--questions", a->options.questions, "of chain, phonebook: questions of an example")
+      ->capture_default_str();
   command
       ->add_option("--asked", a->options.asked,
                    "of chain: steps to the answer; -1: all hops, 0: from 1 to hops, by chance")

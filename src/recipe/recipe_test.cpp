@@ -202,12 +202,51 @@ TEST_F(Recipe, FactsAreTheSameInEveryFile) {
   EXPECT_EQ(table.size(), 300u);
 }
 
+TEST_F(Recipe, APasskeyIsToldOnceAndAskedForAtTheEnd) {
+  const TaskExamples made = make_task({.task = "passkey", .length = 79, .pairs = 5, .examples = 200, .seed = 3});
+  ASSERT_EQ(made.example_length, 80);
+  std::set<size_t> places;
+  for (int64_t e = 0; e < 200; ++e) {
+    const std::string text(made.tokens.begin() + e * 80, made.tokens.begin() + (e + 1) * 80);
+    const std::string key = text.substr(75);
+    EXPECT_EQ(text.substr(73, 2), "K?");
+    const size_t told = text.find("K=" + key + ";");
+    ASSERT_LT(told, size_t{73}) << text;
+    EXPECT_EQ(text.find_first_of("0123456789"), told + 2) << text;
+    EXPECT_EQ(text.find_first_of("0123456789", told + 8), size_t{75}) << text;
+    places.insert(told);
+    for (size_t t = 0; t < 80; ++t) EXPECT_EQ(made.mask[static_cast<size_t>(e) * 80 + t], t >= 75 ? 1 : 0);
+  }
+  EXPECT_EQ(*places.begin(), 0u);
+  EXPECT_EQ(*places.rbegin(), 65u);  // 66 places: 200 draws miss the first or the last one in a tenth of all seeds
+}
+
+TEST_F(Recipe, APhonebookTellsTheNumbersThatItAsksFor) {
+  const TaskExamples made =
+      make_task({.task = "phonebook", .length = 120, .pairs = 8, .gap = 10, .questions = 3, .examples = 50, .seed = 3});
+  for (int64_t e = 0; e < 50; ++e) {
+    const std::string text(made.tokens.begin() + e * 121, made.tokens.begin() + (e + 1) * 121);
+    const size_t first = 120 - 9 * 11 - 10, asked = 121 - 3 * 9;
+    EXPECT_EQ(text.substr(0, first), std::string(first, '.'));
+    EXPECT_EQ(text.substr(first + 72, 11), "..........?");
+    std::map<std::string, std::string> book;
+    for (size_t i = 0; i < 8; ++i) book[text.substr(first + 9 * i, 3)] = text.substr(first + 9 * i + 3, 6);
+    EXPECT_EQ(book.size(), 8u);
+    for (size_t i = 0; i < 3; ++i) EXPECT_EQ(text.substr(asked + 9 * i + 3, 6), book.at(text.substr(asked + 9 * i, 3)));
+    for (size_t t = 0; t < 121; ++t)
+      EXPECT_EQ(made.mask[static_cast<size_t>(e) * 121 + t], t >= asked && (t - asked) % 9 >= 4 && (t - asked) % 9 < 8);
+  }
+}
+
 TEST_F(Recipe, TasksThatDoNotFitAreRefused) {
   for (const TaskOptions& o :
        {TaskOptions{.task = "recal"}, TaskOptions{.task = "recall", .length = 10, .pairs = 8},
         TaskOptions{.task = "recall", .pairs = 27}, TaskOptions{.task = "chain", .pairs = 9, .hops = 3},
         TaskOptions{.task = "copy", .length = 8, .pairs = 8}, TaskOptions{.task = "facts", .length = 95, .pairs = 15},
-        TaskOptions{.task = "facts", .pairs = 17577}, TaskOptions{.task = "chain", .pairs = 2, .asked = 3}})
+        TaskOptions{.task = "facts", .pairs = 17577}, TaskOptions{.task = "chain", .pairs = 2, .asked = 3},
+        TaskOptions{.task = "passkey", .length = 10, .pairs = 4}, TaskOptions{.task = "phonebook", .pairs = 1001},
+        TaskOptions{.task = "phonebook", .length = 80, .pairs = 8, .questions = 1},
+        TaskOptions{.task = "phonebook", .questions = int64_t{1} << 62}})
     EXPECT_THROW(make_task(o), Error) << o.task << " " << o.length << " " << o.pairs;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <string>
 
 #include "core/error.h"
 #include "eval/random_source.h"
@@ -103,11 +104,50 @@ void facts(const TaskOptions& o, RandomSource& random, Writer out) {
   out.fill(o.length + 1 - n * kFactBytes);
 }
 
+char digit(RandomSource& random) { return static_cast<char>('0' + random.below(10)); }
+
+void passkey(const TaskOptions& o, RandomSource& random, Writer out) {
+  std::string key;
+  for (int64_t i = 0; i < o.pairs; ++i) key += digit(random);
+  const int64_t filler = o.length + 1 - 2 * o.pairs - 5, place = random.between(0, filler);
+  for (int64_t i = 0; i <= filler; ++i) {
+    if (i == place)
+      for (const char c : "K=" + key + ";") out.put(c);
+    if (i < filler) out.put(random.below(6) == 0 ? ' ' : static_cast<char>('a' + random.below(kLetters)));
+  }
+  out.put('K'), out.put('?');
+  for (const char c : key) out.put(c, true);
+}
+
+constexpr int64_t kEntryBytes = 9, kMostEntries = 1000;
+
+void phonebook(const TaskOptions& o, RandomSource& random, Writer out) {
+  std::vector<std::string> names, numbers;
+  while (std::ssize(names) < o.pairs) {
+    std::string name, number;
+    for (int i = 0; i < 3; ++i) name += static_cast<char>('a' + random.below(kLetters));
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    for (int i = 0; i < 4; ++i) number += digit(random);
+    names.push_back(name), numbers.push_back(number);
+  }
+  const auto entry = [&](size_t i, bool scored) {
+    for (const char c : names[i]) out.put(c);
+    out.put('=');
+    for (const char c : numbers[i]) out.put(c, scored);
+    out.put(';');
+  };
+  out.fill(o.length - kEntryBytes * (o.pairs + o.questions) - o.gap);
+  for (size_t i = 0; i < names.size(); ++i) entry(i, false);
+  out.fill(o.gap);
+  out.put('?');
+  for (int64_t i = 0; i < o.questions; ++i) entry(static_cast<size_t>(random.below(o.pairs)), true);
+}
+
 }  // namespace
 
 TaskExamples make_task(const TaskOptions& o) {
   if (o.examples < 1 || o.length < 2 || o.pairs < 1 || o.gap < 0 || o.hops < 1 || o.questions < 1 ||
-      o.examples > (int64_t{1} << 32) / o.length)
+      std::max({o.pairs, o.gap, o.questions}) > o.length + kMostFacts || o.examples > (int64_t{1} << 32) / o.length)
     throw Error::bad_input("sizes of a task must be positive, and its file at most 4 Gi tokens");
   TaskExamples out;
   out.example_length = o.length + 1;
@@ -136,8 +176,18 @@ TaskExamples make_task(const TaskOptions& o) {
       throw Error::bad_input("facts wants between ", n, " (those of one example) and ", kMostFacts, " facts; found ",
                              o.pairs);
     make = facts;
+  } else if (o.task == "passkey") {
+    check_room(o, 2 * o.pairs + 5);
+    out.chance = 0.1;
+    make = passkey;
+  } else if (o.task == "phonebook") {
+    if (o.pairs > kMostEntries)
+      throw Error::bad_input("phonebook has at most ", kMostEntries, " entries; found ", o.pairs);
+    check_room(o, kEntryBytes * (o.pairs + o.questions) + o.gap + 1);
+    out.chance = 0.1;
+    make = phonebook;
   } else {
-    throw Error::usage("task \"", o.task, "\" is not known; wanted recall, copy, chain or facts");
+    throw Error::usage("task \"", o.task, "\" is not known; wanted recall, copy, chain, facts, passkey or phonebook");
   }
   for (int64_t i = 0; i < o.examples; ++i) {
     RandomSource random{o.seed, static_cast<uint64_t>(i)};

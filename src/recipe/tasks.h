@@ -9,12 +9,13 @@ namespace polyspan {
 
 struct TaskOptions {
   std::string task = "recall";
-  int64_t length = 128;   // tokens of an example that are read; an example has one more, the last one predicted
-  int64_t pairs = 8;      // recall: key-value pairs; copy: letters; chain: chains; facts: facts there are
-  int64_t gap = 0;        // recall, copy: filler between what is told and what is asked
-  int64_t hops = 2;       // chain: facts of a chain
+  int64_t length = 128;  // tokens of an example that are read; an example has one more, the last one predicted
+  int64_t pairs = 8;  // recall: key-value pairs; copy: letters; chain: chains; facts: facts there are; passkey: digits;
+                      // phonebook: entries
+  int64_t gap = 0;    // recall, copy, phonebook: filler between what is told and what is asked
+  int64_t hops = 2;   // chain: facts of a chain
   int64_t asked = -1;     // chain: steps to the answer; -1: all hops, 0: from 1 to hops, by chance
-  int64_t questions = 1;  // chain: to train on several; they begin anywhere in a chain, one alone at its first letter
+  int64_t questions = 1;  // chain, phonebook: to train on several; those of chain then begin anywhere in a chain
   int64_t examples = 1000;
   uint64_t seed = 1;
 };
@@ -33,6 +34,8 @@ struct TaskExamples {
 //         letters all occur once, so rarity does not tell the answer.
 // facts   "kqz=v;bda=m;": closed book: the value of a three-letter key is the same in every example, and nowhere else to be
 //         found: it has to be stored in the weights. The table depends on `pairs` alone; the seed draws what is asked.
+// passkey    "qh wK=4711;zt...K?4711": the digits that stand somewhere in noise.
+// phonebook  "kqz=4711;bda=0815;" gap "?bda=0815;": the number of a name, four digits (Jelassi et al., arXiv 2402.01032).
 // Throws Error (kBadInput) where the task is not known or does not fit the length.
 TaskExamples make_task(const TaskOptions& options);
 
