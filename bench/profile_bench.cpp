@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "engine/engine.h"
+#include "ops/isa.h"
 #ifdef POLYSPAN_HAS_CUDA
 #include "cuda/runtime.h"
 #include "cuda/transformer.h"
@@ -95,7 +96,7 @@ void measure(Model& model, const std::vector<int64_t>& lengths, double density, 
 
 int main(int argc, char** argv) {
   using namespace polyspan;
-  std::string path, shape, device = "cpu";
+  std::string path, shape, device = "cpu", isa;
   std::vector<int64_t> lengths = {1024, 2048, 4096};
   int threads = 0, reps = 1;
   double density = 1;
@@ -106,10 +107,12 @@ int main(int argc, char** argv) {
   app.add_option("--lengths", lengths)->delimiter(',');
   app.add_option("--density", density, "of a uniform plan that the sample runs under");
   app.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
+  app.add_option("--isa", isa, "instruction level of the CPU (default: the best of this machine)");
   app.add_option("--reps", reps);
   app.add_option("-t", threads);
   CLI11_PARSE(app, argc, argv);
   try {
+    if (!isa.empty()) select_isa(isa_by_name(isa).value());
     if (path.empty() && shape.empty()) throw Error::usage("a model file or --random SHAPE is wanted");
     if (!shape.empty()) {
       measure(*random_model(shape), lengths, density, reps);

@@ -157,7 +157,7 @@ POLYSPAN_AVX512 inline int32_t dot_avx512(int64_t n) {
 
 inline RoofLoops roof_loops(IsaLevel level) {
 #if defined(__x86_64__)
-  if (level == IsaLevel::kAvx512) return {read_avx512, fma_avx512, dot_avx512, 16, 64};
+  if (level >= IsaLevel::kAvx512) return {read_avx512, fma_avx512, dot_avx512, 16, 64};
   if (level == IsaLevel::kAvx2) return {read_avx2, fma_avx2, dot_avx2, 8, 32};
 #endif
   static_cast<void>(level);

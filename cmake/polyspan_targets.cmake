@@ -52,22 +52,29 @@ function(polyspan_library name)
 endfunction()
 
 # polyspan_isa_kernels(NAME): compiles src/NAME/*.isa.cpp once for each instruction level into polyspan_NAME. Each pass
-# sees POLYSPAN_ISA (the namespace of that level) and must define everything inside it: see src/ops/simd.h.
+# sees POLYSPAN_ISA (the namespace of that level) and must define everything inside it: see src/ops/simd.h. The level
+# avx512bf16 has only the kernel that differs from avx512's.
 function(polyspan_isa_kernels name)
   file(GLOB kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.isa.cpp)
   # -Wno-psabi: vectors wider than the machine's registers are passed to inlined functions only.
   set(flags_scalar -DPOLYSPAN_ISA=scalar -DPOLYSPAN_ISA_SCALAR=1 -Wno-psabi)
   set(flags_avx2 -DPOLYSPAN_ISA=avx2 -DPOLYSPAN_ISA_AVX2=1 -mavx2 -mfma -mf16c -mtune=haswell)
-  set(flags_avx512 -DPOLYSPAN_ISA=avx512 -DPOLYSPAN_ISA_AVX512=1 -mavx512f -mavx512bw -mavx512vl -mavx512dq
-                   -mavx512vnni -mavx2 -mfma -mf16c -mprefer-vector-width=512)
+  set(avx512 -DPOLYSPAN_ISA_AVX512=1 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c
+             -mprefer-vector-width=512)
+  set(flags_avx512 -DPOLYSPAN_ISA=avx512 ${avx512})
+  set(flags_avx512bf16 -DPOLYSPAN_ISA=avx512bf16 -DPOLYSPAN_ISA_AVX512BF16=1 ${avx512} -mavx512bf16)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-    set(levels scalar avx2 avx512)
+    set(levels scalar avx2 avx512 avx512bf16)
   else()
     set(levels scalar)
     target_compile_definitions(polyspan_${name} PRIVATE POLYSPAN_ONLY_SCALAR=1)
   endif()
   foreach(level ${levels})
-    add_library(polyspan_${name}_${level} OBJECT ${kernels})
+    set(sources ${kernels})
+    if(level STREQUAL avx512bf16)
+      list(FILTER sources INCLUDE REGEX "attention_gradient")
+    endif()
+    add_library(polyspan_${name}_${level} OBJECT ${sources})
     target_include_directories(polyspan_${name}_${level} PRIVATE ${CMAKE_SOURCE_DIR}/src)
     set_target_properties(polyspan_${name}_${level} PROPERTIES UNITY_BUILD OFF)
     polyspan_warnings(polyspan_${name}_${level})

@@ -89,6 +89,7 @@ constexpr Bounds kQuantizedBounds{2e-2, 8e-2, 2e-2, 4e-2};
 void check_agreement(const ProfileCase& c, const CudaProfilerOptions& options, const Bounds& bounds) {
   const Profiled p(c);
   SCOPED_TRACE(p.describe());
+  const FloatLevel floats;  // of the CPU
   const auto cpu = p.cpu.model->make_span_profiler(no_progress()), gpu = p.gpu_profiler(options);
   const std::vector<TargetScore> expected = cpu->forward(p.request()), actual = gpu->forward(p.request());
   ASSERT_EQ(actual.size(), expected.size());

@@ -65,6 +65,7 @@ struct Profiled {
 };
 
 TEST(TransformerProfiler, ForwardIsTheReference) {
+  const FloatLevel floats;
   for (const ProfileCase& c : kCases) {
     SCOPED_TRACE(c.arch);
     Profiled p({c.arch, c.n_heads, c.n_kv_heads, c.tied, ProfileLoss::kCrossEntropy});
@@ -77,6 +78,7 @@ TEST(TransformerProfiler, ForwardIsTheReference) {
 }
 
 TEST(TransformerProfiler, InputGradientIsTheFiniteDifference) {
+  const FloatLevel floats;
   for (const ProfileCase& c : kCases) {
     SCOPED_TRACE(testing::Message() << c.arch << " heads " << c.n_heads << " on " << c.n_kv_heads);
     Profiled p(c);
@@ -103,6 +105,7 @@ TEST(TransformerProfiler, InputGradientIsTheFiniteDifference) {
 
 // The effect of a span is the derivative of the loss along the change of that head's output, all else following.
 TEST(TransformerProfiler, EffectsOfSpansAreFiniteDifferences) {
+  const FloatLevel floats;
   for (const ProfileCase& c : kCases) {
     SCOPED_TRACE(testing::Message() << c.arch << " heads " << c.n_heads << " on " << c.n_kv_heads);
     Profiled p(c);

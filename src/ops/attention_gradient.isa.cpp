@@ -4,8 +4,10 @@
 // Backward after FlashAttention (arXiv 2205.14135, algorithm 4) in tiles of 64 keys. With A the softmax, dA_ij = dO_i .
 // V_j and D_i = dO_i . O_i, the weights w_ij = A_ij (dA_ij - D_i) are the gradient of the scores; for each row and each
 // bucket of distances between two candidate spans the sums of A, w and |w| / (1 - A) are kept. Bound by multiply-adds:
-// 10 * head_dim operations a visible (row, key) pair, 4 * head_dim one that is only asked about.
+// 10 * head_dim operations a visible (row, key) pair, 4 * head_dim one that is only asked about. Scores, softmax and sums are
+// floats at every level; the other four products are of GradientNumber.
 #include "ops/block_multiply.isa.h"
+#include "ops/gradient_number.isa.h"
 #include "ops/isa_tables.h"
 #include "ops/kv_tile.isa.h"
 #include "ops/softmax_row.isa.h"
@@ -66,12 +68,36 @@ struct RowSums {
         unseen_w(unseen_a + n_buckets) {}
 };
 
+// Rows and, at a level of pairs, what is paired of them.
 struct Scratch {
-  float* d;     // [rows]: D_i = dO_i . O_i
-  float* p;     // [rows][64]
-  float* ds;    // [rows][64]
-  float* sums;  // [rows][5][n_candidates + 1]
-  float* d_a;   // [kRows][64]
+  float* d;                                     // [rows]: D_i = dO_i . O_i
+  float* sums;                                  // [rows][5][n_candidates + 1]
+  float *p, *ds, *d_a;                          // [kRows][64]
+  GradientNumber* all_p;                        // [rows / kPerNumber][64]: rows paired
+  GradientNumber* all_ds;                       // likewise
+  GradientNumber *q, *d_out, *keys, *values_t;  // rows paired
+  GradientNumber *d_out_rows, *ds_rows;         // neighbours paired
+
+  Scratch(float* memory, int64_t n_rows, int64_t head_dim, int64_t n_buckets) {
+    const auto take = [&](int64_t n) {
+      float* const at = memory;
+      memory += n;
+      return at;
+    };
+    const auto take_numbers = [&](int64_t n) { return reinterpret_cast<GradientNumber*>(take(n / kPerNumber)); };
+    d = take(n_rows), d_a = take(kRows * kKeys);
+    all_p = take_numbers(n_rows * kKeys), all_ds = take_numbers(n_rows * kKeys);
+    if constexpr (kPerNumber > 1) {
+      p = take(kRows * kKeys), ds = take(kRows * kKeys), ds_rows = take_numbers(kRows * kKeys);
+      q = take_numbers(n_rows * head_dim), d_out = take_numbers(n_rows * head_dim);
+      d_out_rows = take_numbers(n_rows * head_dim);
+      keys = take_numbers(kKeys * head_dim), values_t = take_numbers(kKeys * head_dim);
+    } else {
+      p = ds = nullptr;
+      q = d_out = keys = values_t = d_out_rows = ds_rows = nullptr;
+    }
+    sums = take(n_rows * 5 * n_buckets);
+  }
 };
 
 // One row of a tile: p and ds of the seen keys, and the sums. scores and d_a: [64]; base: the position of lane 0.
@@ -197,18 +223,17 @@ void whole_attention(const WholeAttentionArgs& args) {
 void attention_gradient(const AttentionGradientArgs& args) {
   const WholeAttentionArgs& f = args.forward;
   const int64_t head_dim = f.head_dim_padded, n_padded = n_padded_rows(f), n_rows = f.n_queries * f.n_rep,
-                n_buckets = args.n_candidates + 1;
+                n_buckets = args.n_candidates + 1, row_numbers = head_dim / kPerNumber;
   const SpanRange range(f);
-  Scratch s{};
-  s.d = f.scratch;
-  s.p = s.d + n_padded;
-  s.ds = s.p + n_padded * kKeys;
-  s.d_a = s.ds + n_padded * kKeys;
-  s.sums = s.d_a + kRows * kKeys;
+  const Scratch s(f.scratch, n_padded, head_dim, n_buckets);
+  const GradientNumber *q = pair_rows(f.q, n_padded, head_dim, s.q),
+                       *d_out = pair_rows(args.d_out, n_padded, head_dim, s.d_out),
+                       *d_out_rows = pair_neighbours(args.d_out, n_padded * head_dim, s.d_out_rows);
   for (int64_t row = 0; row < n_padded; ++row) {
     F32x16 d = zero_f32();
     for (int64_t i = 0; i < head_dim; i += kLanes) {
-      d = fma(load(args.d_out + row * head_dim + i), load(f.out + row * head_dim + i), d);
+      // Of the rounded dO, as dA is: its rounding then leaves dA - D in step.
+      d = fma(load_values(d_out_rows + (row * head_dim + i) / kPerNumber), load(f.out + row * head_dim + i), d);
       if (args.dq != nullptr) store(args.dq + row * head_dim + i, zero_f32());
     }
     s.d[row] = reduce_add(d);
@@ -222,17 +247,19 @@ void attention_gradient(const AttentionGradientArgs& args) {
     const bool seen = base < range.most_sink || last_key > f.first_position - range.longest;
     const bool gradient = seen && args.dq != nullptr;
     if (!seen && !(asks_for_more && last_key > f.first_position - args.candidates[args.n_candidates - 1])) continue;
-    const float *keys_t = f.keys_t + base * head_dim, *values_t = args.values_t + base * head_dim,
-                *keys = args.keys + base * head_dim;
+    const float* keys_t = f.keys_t + base * head_dim;
+    const GradientNumber* values_t = pair_rows(args.values_t + base * head_dim, head_dim, kKeys, s.values_t);
+    const GradientNumber* keys = gradient ? pair_rows(args.keys + base * head_dim, kKeys, head_dim, s.keys) : nullptr;
     int64_t first_row = n_padded;  // of the rows that reach this tile
     for (int64_t row = 0; row < n_padded; row += kRows) {
       const RowBlock block(f, row);
       if (base > block.last_position) continue;
       first_row = row < first_row ? row : first_row;
-      float *p = s.p + row * kKeys, *ds = s.ds + row * kKeys;
+      GradientNumber *block_p = s.all_p + row / kPerNumber * kKeys, *block_ds = s.all_ds + row / kPerNumber * kKeys;
+      float *p = floats_of(block_p, s.p), *ds = floats_of(block_ds, s.ds);
       multiply_rows<kRows, false>({f.q + row * head_dim, head_dim, 1}, keys_t, kKeys, head_dim, p, kKeys, kKeys);
-      multiply_rows<kRows, false>({args.d_out + row * head_dim, head_dim, 1}, values_t, kKeys, head_dim, s.d_a, kKeys,
-                                  kKeys);
+      multiply_rows<kRows, false>({d_out_rows + row * row_numbers, row_numbers, 1}, values_t, kKeys, row_numbers, s.d_a,
+                                  kKeys, kKeys);
       for (int r = 0; r < kRows; ++r) {
         float *p_row = p + r * kKeys, *ds_row = ds + r * kKeys;
         if (row + r >= n_rows) {
@@ -244,23 +271,25 @@ void attention_gradient(const AttentionGradientArgs& args) {
                     f.log_sum[row + r], s.d[row + r], p_row, s.d_a + r * kKeys, gradient ? p_row : nullptr, ds_row,
                     RowSums(s.sums, row + r, n_buckets));
       }
-      if (gradient)
-        multiply_rows<kRows, true>({ds, kKeys, 1}, keys, head_dim, kKeys, args.dq + row * head_dim, head_dim, head_dim);
+      if (!gradient) continue;
+      pair_rows(p, kRows, kKeys, block_p), pair_rows(ds, kRows, kKeys, block_ds);
+      multiply_rows<kRows, true>({pair_neighbours(ds, kRows * kKeys, s.ds_rows), kKeys / kPerNumber, 1}, keys, head_dim,
+                                 kKeys / kPerNumber, args.dq + row * head_dim, head_dim, head_dim);
     }
     if (!gradient) continue;
     // dk += ds^T q, dv += p^T d_out, over the rows that reach the tile: 64 = 10 x 6 + 4 rows of the transposed factors.
-    const int64_t n = n_padded - first_row;
-    const float *p = s.p + first_row * kKeys, *ds = s.ds + first_row * kKeys;
-    const float *q = f.q + first_row * head_dim, *d_out = args.d_out + first_row * head_dim;
+    const int64_t first = first_row / kPerNumber, n = n_padded / kPerNumber - first;
+    const GradientNumber *p = s.all_p + first * kKeys, *ds = s.all_ds + first * kKeys;
+    const GradientNumber *seen_q = q + first * head_dim, *seen_d_out = d_out + first * head_dim;
     float *dk = args.dk + base * head_dim, *dv = args.dv + base * head_dim;
     int64_t key = 0;
     for (; key + kRows <= kKeys; key += kRows) {
-      multiply_rows<kRows, true>({ds + key, 1, kKeys}, q, head_dim, n, dk + key * head_dim, head_dim, head_dim);
-      multiply_rows<kRows, true>({p + key, 1, kKeys}, d_out, head_dim, n, dv + key * head_dim, head_dim, head_dim);
+      multiply_rows<kRows, true>({ds + key, 1, kKeys}, seen_q, head_dim, n, dk + key * head_dim, head_dim, head_dim);
+      multiply_rows<kRows, true>({p + key, 1, kKeys}, seen_d_out, head_dim, n, dv + key * head_dim, head_dim, head_dim);
     }
     constexpr int kRest = kKeys % kRows;
-    multiply_rows<kRest, true>({ds + key, 1, kKeys}, q, head_dim, n, dk + key * head_dim, head_dim, head_dim);
-    multiply_rows<kRest, true>({p + key, 1, kKeys}, d_out, head_dim, n, dv + key * head_dim, head_dim, head_dim);
+    multiply_rows<kRest, true>({ds + key, 1, kKeys}, seen_q, head_dim, n, dk + key * head_dim, head_dim, head_dim);
+    multiply_rows<kRest, true>({p + key, 1, kKeys}, seen_d_out, head_dim, n, dv + key * head_dim, head_dim, head_dim);
   }
   for (int64_t row = 0; row < n_rows; ++row) add_effects(args, row % f.n_rep, RowSums(s.sums, row, n_buckets));
 }

@@ -22,11 +22,14 @@ extern const Kernels kTable;
 namespace avx512 {
 extern const Kernels kTable;
 }
+namespace avx512bf16 {
+void attention_gradient(const AttentionGradientArgs& args);
+}
 #endif
 
 namespace {
 
-constexpr std::array<std::string_view, 3> kNames = {"scalar", "avx2", "avx512"};
+constexpr std::array<std::string_view, 4> kNames = {"scalar", "avx2", "avx512", "avx512bf16"};
 
 bool supports(IsaLevel level) {
   if (level == IsaLevel::kScalar) return true;
@@ -37,13 +40,27 @@ bool supports(IsaLevel level) {
   const bool f16c = (ecx & bit_F16C) != 0;  // clang 14's __builtin_cpu_supports does not know the name
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   if (level == IsaLevel::kAvx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+  if (level == IsaLevel::kAvx512) return avx512;
+  // On Intel's a dot product of pairs takes as long as two multiply-adds: nothing gained, digits lost.
+  return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd");
 #else
   return false;
 #endif
 }
+
+#ifndef POLYSPAN_ONLY_SCALAR
+const Kernels& avx512bf16_table() {
+  static const Kernels table = [] {
+    Kernels t = avx512::kTable;
+    t.attention_gradient = avx512bf16::attention_gradient;
+    return t;
+  }();
+  return table;
+}
+#endif
 
 const Kernels* table_of(IsaLevel level) {
   switch (level) {
@@ -51,6 +68,7 @@ const Kernels* table_of(IsaLevel level) {
 #ifndef POLYSPAN_ONLY_SCALAR
     case IsaLevel::kAvx2: return &avx2::kTable;
     case IsaLevel::kAvx512: return &avx512::kTable;
+    case IsaLevel::kAvx512Bf16: return &avx512bf16_table();
 #else
     default: break;
 #endif
@@ -74,7 +92,7 @@ std::string_view isa_name(IsaLevel level) { return kNames[static_cast<size_t>(le
 
 std::vector<IsaLevel> supported_isa_levels() {
   std::vector<IsaLevel> levels;
-  for (IsaLevel level : {IsaLevel::kScalar, IsaLevel::kAvx2, IsaLevel::kAvx512})
+  for (IsaLevel level : {IsaLevel::kScalar, IsaLevel::kAvx2, IsaLevel::kAvx512, IsaLevel::kAvx512Bf16})
     if (supports(level)) levels.push_back(level);
   return levels;
 }

@@ -7,8 +7,9 @@
 
 namespace polyspan {
 
-// scalar: any x86-64 (and other machines); avx2: AVX2 + FMA + F16C; avx512: AVX-512 F/BW/VL/DQ + VNNI.
-enum class IsaLevel { kScalar, kAvx2, kAvx512 };
+// scalar: any x86-64 (and other machines); avx2: AVX2 + FMA + F16C; avx512: AVX-512 F/BW/VL/DQ + VNNI; avx512bf16: the
+// same on an AMD processor with AVX512-BF16: the gradients of attention are products of bfloat16 (docs/compress.md).
+enum class IsaLevel { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 
 std::string_view isa_name(IsaLevel level);
 // Levels that this machine can run, lowest first.

@@ -10,7 +10,7 @@ namespace polyspan {
 namespace {
 
 TEST(Isa, NamesReadBack) {
-  for (const IsaLevel level : {IsaLevel::kScalar, IsaLevel::kAvx2, IsaLevel::kAvx512})
+  for (const IsaLevel level : {IsaLevel::kScalar, IsaLevel::kAvx2, IsaLevel::kAvx512, IsaLevel::kAvx512Bf16})
     EXPECT_EQ(isa_by_name(isa_name(level)), level);
   for (const char* name : {"", "AVX2", "avx", "avx512 ", "neon"}) EXPECT_FALSE(isa_by_name(name)) << name;
 }

@@ -185,9 +185,11 @@ constexpr int64_t prefill_scratch_floats(int64_t n_rows, int64_t head_dim_padded
 constexpr int64_t whole_attention_scratch_floats(int64_t n_rows) {
   return 2 * round_up_to(n_rows, kPrefillRowBlock) + kPrefillRowBlock * kPrefillKeyTile;
 }
-constexpr int64_t attention_gradient_scratch_floats(int64_t n_rows, int64_t n_candidates) {
-  return round_up_to(n_rows, kPrefillRowBlock) * (1 + 2 * kPrefillKeyTile + 5 * (n_candidates + 1)) +
-         kPrefillRowBlock * kPrefillKeyTile;
+// As many as the level that needs most: the one of bf16 pairs.
+constexpr int64_t attention_gradient_scratch_floats(int64_t n_rows, int64_t head_dim_padded, int64_t n_candidates) {
+  return round_up_to(n_rows, kPrefillRowBlock) *
+             (1 + 2 * kPrefillKeyTile + 3 * head_dim_padded / 2 + 5 * (n_candidates + 1)) +
+         4 * kPrefillRowBlock * kPrefillKeyTile + kPrefillKeyTile * head_dim_padded;
 }
 
 struct Kernels {

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/dtype.h"
 #include "core/error.h"
+#include "ops/isa.h"
 
 namespace polyspan {
 namespace {
@@ -72,18 +74,20 @@ float* SpanGradient::part(int64_t kv_head, int64_t index, bool values) const {
 
 void SpanGradient::set_keys(const float* k, const float* v, OpContext& context) {
   const int64_t n_tiles = n_padded_ / kTile;
+  const bool rounds = current_isa() == IsaLevel::kAvx512Bf16;  // as the products of the gradients do
   context.team().each(shape_.n_kv_heads * n_tiles, [&](int64_t item, int) {
     const int64_t kv_head = item / n_tiles, base = item % n_tiles * kTile, at = kv_head * n_padded_ * d_ + base * d_;
-    const auto fill = [&](const float* from, float* rows, float* columns) {
+    const auto fill = [&](const float* from, bool round, float* rows, float* columns) {
       std::fill_n(rows, kTile * d_, 0.0f);
       for (int64_t i = 0; i < std::min(kTile, shape_.n_tokens - base); ++i)
         std::memcpy(rows + i * d_, from + ((base + i) * shape_.n_kv_heads + kv_head) * shape_.head_dim,
                     sizeof(float) * static_cast<size_t>(shape_.head_dim));
+      if (round) std::transform(rows, rows + kTile * d_, rows, [](float x) { return bf16_to_f32(f32_to_bf16(x)); });
       for (int64_t channel = 0; channel < d_; ++channel)
         for (int64_t i = 0; i < kTile; ++i) columns[channel * kTile + i] = rows[i * d_ + channel];
     };
-    fill(k, keys_ + at, keys_t_ + at);
-    fill(v, values_ + at, values_t_ + at);
+    fill(k, false, keys_ + at, keys_t_ + at);
+    fill(v, rounds, values_ + at, values_t_ + at);
   });
 }
 
@@ -115,7 +119,7 @@ void SpanGradient::backward(const SpanGradientArgs& args, OpContext& context) {
   const bool gradient = args.dq != nullptr;
   POLYSPAN_CHECK((args.dk != nullptr) == gradient && (args.dv != nullptr) == gradient);
   context.reserve_scratch(static_cast<int64_t>(sizeof(float)) *
-                          (n_rows * (4 * d_ + 1) + attention_gradient_scratch_floats(n_rows, n_candidates)));
+                          (n_rows * (4 * d_ + 1) + attention_gradient_scratch_floats(n_rows, d_, n_candidates)));
   // Effects of every item by itself, added up in order: [items][4][n_rep, n_candidates].
   const int64_t n_items = shape_.n_kv_heads * n_parts_, per_item = 4 * n_rep_ * n_candidates;
   std::vector<double> effects(static_cast<size_t>(n_items * per_item), 0.0);

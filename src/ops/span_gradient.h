@@ -44,7 +44,9 @@ class SpanGradient {
   explicit SpanGradient(const GradientShape& shape);
   static int64_t bytes_needed(const GradientShape& shape);
 
-  // k, v [n_tokens, n_kv_heads, head_dim], keys after RoPE: what the calls below attend to.
+  // k, v [n_tokens, n_kv_heads, head_dim], keys after RoPE: what the calls below attend to. At the level avx512bf16 values
+  // are rounded to bfloat16, as a cache would hold them: where next to nothing of a row is left (1 - m), dA - D is of use
+  // only if both are of the same values.
   void set_keys(const float* k, const float* v, OpContext& context);
   // out [n_tokens, n_heads, head_dim]; log_sum [n_tokens, n_heads]: log of the sum of exp(score) over what a head sees.
   void forward(const float* q, const AttentionSpan* spans, float* out, float* log_sum, OpContext& context);

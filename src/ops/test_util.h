@@ -91,6 +91,20 @@ void for_each_isa(Body body) {
   select_isa(before);
 }
 
+// Until its end, the level that was selected or, of it, the one whose products are of floats throughout.
+class FloatLevel {
+ public:
+  FloatLevel() : before_(current_isa()) {
+    if (before_ == IsaLevel::kAvx512Bf16) select_isa(IsaLevel::kAvx512);
+  }
+  ~FloatLevel() { select_isa(before_); }
+  FloatLevel(const FloatLevel&) = delete;
+  FloatLevel& operator=(const FloatLevel&) = delete;
+
+ private:
+  IsaLevel before_;
+};
+
 // Where the f16 scales of a block are (ggml's block structs); empty for float types.
 inline std::vector<int64_t> f16_scale_offsets(DType type) {
   switch (type) {
