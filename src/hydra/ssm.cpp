@@ -1,5 +1,6 @@
 #include "hydra/ssm.h"
 
+#include "hydra/diagonal_ssm.h"
 #include "hydra/fused_ssm.h"
 #include "hydra/precision.h"
 #include "hydra/scan.h"
@@ -43,6 +44,7 @@ torch::Tensor ssm_middle(const HydraConfig& c, const BlockParameters& w, const t
 }
 
 torch::Tensor ssm(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& x, SsmState* state) {
+  if (c.ssm_kind == SsmKind::kDiagonal) return diagonal_ssm(w, x, state);
   const torch::Tensor in = torch::linear(x, w["ssm_in.weight"]);
   return torch::linear(state == nullptr && fused_ssm_takes(c, in) ? fused_ssm(c, w, in) : ssm_middle(c, w, in, state),
                        w["ssm_out.weight"]);

@@ -86,8 +86,8 @@ int64_t HydraEngineModel::bytes_per_token() const {
   };
   add(weights_.output);
   for (const HydraBlockWeights& w : weights_.blocks) {
-    for (const PackedMatrix* m : {&w.ssm_in, &w.ssm_out, &w.q, &w.k, &w.v, &w.attn_out, &w.read_q, &w.read_out,
-                                  &w.write_k, &w.write_v, &w.pkm_query, &w.pkm_out})
+    for (const PackedMatrix* m : {&w.ssm_in, &w.ssm_out, &w.ssm_skip, &w.q, &w.k, &w.v, &w.attn_out, &w.read_q,
+                                  &w.read_out, &w.write_k, &w.write_v, &w.pkm_query, &w.pkm_out})
       add(*m);
     for (int64_t e = 0; e < std::min<int64_t>(hydra_.n_active_experts, std::ssize(w.gate)); ++e)
       for (const std::vector<PackedMatrix>* m : {&w.gate, &w.up, &w.down}) add((*m)[static_cast<size_t>(e)]);
@@ -169,7 +169,8 @@ void HydraEngineModel::forward(const Batch& batch) {
       std::copy_n(part.state + b.decisions, n_decisions, decisions_.data() + part.decisions);
       end_part(b, part);
     }
-    if (hydra_.has_ssm) run_ssm(w, layer);
+    if (hydra_.has_mamba2()) run_ssm(w, layer);
+    if (hydra_.has_diagonal_ssm()) run_diagonal_ssm(w, layer);
     if (hydra_.has_attention(layer)) run_attention(w, layer);
     if (hydra_.has_workspace(layer)) run_workspace(w, layer);
     if (hydra_.has_moe(layer)) run_experts(w);
@@ -287,6 +288,30 @@ void HydraEngineModel::run_ssm(const HydraBlockWeights& w, int64_t layer) {
     }
   });
   multiply(input(act_.scanned.data(), n, c.d_inner), w.ssm_out, act_.path.data());
+  add_path(0);
+}
+
+// y_t = C_t s_t + W_skip x_t, s_{t+1} = exp(-softplus(Delta_t) lambda) s_t + B_t U_t: what a token adds is read from the
+// next one on.
+void HydraEngineModel::run_diagonal_ssm(const HydraBlockWeights& w, int64_t layer) {
+  const int64_t n = n_rows(), d = hydra_.d_model;
+  act_.ssm_in.resize(static_cast<size_t>(n * 4 * d));
+  const MatmulOutput outputs[] = {{&w.ssm_in, nullptr, act_.ssm_in.data(), 4 * d, Epilogue::kStore},
+                                  {&w.ssm_skip, nullptr, act_.path.data(), d, Epilogue::kStore}};
+  matmul(normed(0, n), outputs, context_);
+  context_.team().split(d, [&](int64_t begin, int64_t end, int) {  // channels are independent
+    for (const Part& part : parts_) {
+      float* const s = part.state + part.block(layer).scan;
+      for (int64_t row = part.row; row < part.row + part.n; ++row) {
+        const float* const delta = act_.ssm_in.data() + row * 4 * d;
+        const float *const B = delta + d, *const C = B + d, *const U = C + d;
+        for (int64_t i = begin; i < end; ++i) {
+          act_.path[static_cast<size_t>(row * d + i)] += C[i] * s[i];
+          s[i] = std::exp(-softplus(delta[i]) * w.lambda[static_cast<size_t>(i)]) * s[i] + B[i] * U[i];
+        }
+      }
+    }
+  });
   add_path(0);
 }
 

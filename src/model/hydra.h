@@ -41,7 +41,7 @@ class HydraEngineModel final : public Model {
   // Working memory, [n_tokens, ...] each; grows with the largest step.
   struct Activations {
     std::vector<float> x, normed, path;        // [d_model]
-    std::vector<float> ssm_in, conv, scanned;  // [d_ssm_in], [d_conv_channels], [d_inner]
+    std::vector<float> ssm_in, conv, scanned;  // [d_ssm_in], [d_conv_channels], [d_inner]; diagonal: ssm_in [4 d_model]
     std::vector<float> dt, decay;              // [n_ssm_heads]
     std::vector<float> q, k, v, attention;
     std::vector<float> read_q, write_k, write_v, read;
@@ -54,6 +54,7 @@ class HydraEngineModel final : public Model {
   void begin_sequence(const HydraStateLayout& layout, float* state);
   void decide(const HydraBlockWeights& w, const HydraBlockState& b, const Part& part);
   void run_ssm(const HydraBlockWeights& w, int64_t layer);
+  void run_diagonal_ssm(const HydraBlockWeights& w, int64_t layer);
   void run_attention(const HydraBlockWeights& w, int64_t layer);
   void attend_head(const HydraBlockState& b, const Part& part, int64_t kv_head, int thread);
   void run_workspace(const HydraBlockWeights& w, int64_t layer);

@@ -44,6 +44,50 @@ TEST(HydraEngine, APromptIsTheSameHoweverItIsCut) {
   }
 }
 
+// The diagonal state space: causal to the bit; the same in any cut, on any number of threads and after a restore.
+TEST(HydraDiagonal, IsCausalAndTheSameHoweverItIsCut) {
+  const TinyHydra tiny(tiny_diagonal_config()), alone(tiny_diagonal_config(), /*n_threads=*/1);
+  const SpanPlan plan = SpanPlan::dense(tiny.shape());
+  const std::vector<int32_t> tokens = random_bytes(180, 2);
+  const std::vector<float> whole = tiny.run(plan, tokens);
+  EXPECT_TRUE(alone.run(plan, tokens) == whole);
+  EXPECT_FALSE(TinyHydra(tiny_hydra_config()).run(plan, tokens) == whole);
+  for (const int64_t cut : {1, 7, 16, 17, 129}) EXPECT_TRUE(tiny.run(plan, tokens, cut) == whole) << "cut " << cut;
+  for (const int64_t changed : {0, 1, 15, 16, 100, 179}) {
+    std::vector<int32_t> others = tokens;
+    others[static_cast<size_t>(changed)] = (tokens[static_cast<size_t>(changed)] + 101) % 256;
+    const std::vector<float> after = tiny.run(plan, others);
+    EXPECT_TRUE(std::equal(whole.begin(), whole.begin() + changed * 260, after.begin())) << "token " << changed;
+    EXPECT_FALSE(
+        std::equal(whole.begin() + changed * 260, whole.begin() + (changed + 1) * 260, after.begin() + changed * 260))
+        << "token " << changed;
+  }
+  KvCache first = tiny.cache(plan), second = tiny.cache(plan);
+  tiny.run(first, std::span(tokens).first(90), 512);
+  second.restore(std::vector<std::byte>(first.saved().begin(), first.saved().end()), 90);
+  EXPECT_TRUE(
+      std::ranges::equal(tiny.run(second, std::span(tokens).subspan(90), 19), std::span(whole).subspan(90 * 260)));
+}
+
+// One number of state a channel in each block, no convolution.
+TEST(HydraDiagonal, StateIsSmallAndFilesSayTheirKind) {
+  const HydraConfig config = tiny_diagonal_config();
+  const HydraStateLayout layout(config);
+  EXPECT_EQ(layout.part_bytes.at(HydraPart::kSsm), 4 * config.n_layers * config.d_model);
+  EXPECT_EQ(account(config).state_bytes, layout.bytes());
+  std::vector<std::byte> bytes = hydra_file(config, random_hydra_tensors(config, 1));
+  const std::string kind = "diagonal";
+  const auto at = std::search(bytes.begin(), bytes.end(), kind.begin(), kind.end(),
+                              [](std::byte a, char b) { return static_cast<char>(a) == b; });
+  ASSERT_NE(at, bytes.end());
+  *at = std::byte{'D'};
+  OpContext context(1);
+  EXPECT_EQ(message_of([&] {
+              Model::load(std::make_unique<GgufFile>(GgufFile::from_bytes(bytes, "h.gguf")), context, no_progress());
+            }),
+            "h.gguf: key hydra.ssm.kind is \"Diagonal\"; wanted mamba2 or diagonal");
+}
+
 TEST(HydraEngine, ThreadsAndNeighboursChangeNoBit) {
   const TinyHydra tiny(tiny_hydra_config()), alone(tiny_hydra_config(), /*n_threads=*/1);
   const SpanPlan plans[] = {tiny.plan(kMixed), SpanPlan::dense(tiny.shape()), SpanPlan::uniform(tiny.shape(), 0.5)};
