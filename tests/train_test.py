@@ -166,9 +166,9 @@ class Whole(TrainTest):
         self.assertEqual(done.returncode, 0, done.err)
         return path
 
-    def perplexity(self, path):
+    def perplexity(self, path, *more):
         document = self.call_json("eval", path, "--task", "ppl", "--text", self.folder / "valid.txt", "--ctx", "256",
-                                  "--windows", "8")
+                                  "--windows", "8", *more)
         return document["rows"][0]["perplexity"]
 
     def test_it_learns_and_says_so(self):
@@ -248,6 +248,13 @@ class Whole(TrainTest):
         for command in (("run", "-p", sentences(5, 60), "-n", "8"), ("bench", "--depth", "300", "--gen", "4")):
             self.call_json(command[0], model, *command[1:], "--plan", plan)
         self.assertEqual(self.call("report", spans, "-o", self.folder / "spans.html").returncode, 0)
+
+    def test_skipping_paths(self):
+        path = self.export("skip.gguf")
+        whole = self.perplexity(path)
+        self.assertEqual(self.perplexity(path, "--skip-below", "0"), whole)
+        self.assertGreater(self.perplexity(path, "--skip-below", "2"), 2 * whole)  # nothing but the memory is left
+        self.check_error("run", path, "-p", "a", "--skip-below", "3", status=2, mentions=["--skip-below", "3"])
 
     def test_quantised_exports_are_near(self):
         exact = self.export("f32.gguf")
