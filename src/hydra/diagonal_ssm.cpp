@@ -67,7 +67,8 @@ torch::Tensor diagonal_ssm(const BlockParameters& w, const torch::Tensor& x, Ssm
   const torch::Tensor log_alpha = -torch::softplus(delta) * w["ssm_lambda_log"].exp();
   torch::Tensor initial = state != nullptr ? state->scan : torch::Tensor();
   if (!initial.defined()) initial = torch::zeros({x.size(0), x.size(2)}, delta.options());
-  const torch::Tensor after = decayed_sums(log_alpha, B * U, initial);
+  const torch::Tensor after =
+      x.size(1) == 1 ? decayed_sums_by_token(log_alpha, B * U, initial) : decayed_sums(log_alpha, B * U, initial);
   const torch::Tensor s = torch::cat({initial.unsqueeze(1), after.slice(1, 0, x.size(1) - 1)}, 1);
   if (state != nullptr) state->scan = after.select(1, x.size(1) - 1);
   return C * s + not_bf16(torch::linear(x, w["ssm_skip.weight"]));

@@ -32,8 +32,8 @@ torch::Tensor ssm_middle(const HydraConfig& c, const BlockParameters& w, const t
   const torch::Tensor u = xbc[0].reshape({n_seqs, n_tokens, n_heads, c.ssm_head_dim});
   const torch::Tensor dt = torch::softplus(in[2] + w["ssm_dt.bias"]);
 
-  const ScanOutput scan = chunked_scan(
-      {u, dt, -w["ssm_a_log"].exp(), xbc[1], xbc[2], state != nullptr ? state->scan : torch::Tensor()}, c.chunk_len);
+  const ScanInput input{u, dt, -w["ssm_a_log"].exp(), xbc[1], xbc[2], state != nullptr ? state->scan : torch::Tensor()};
+  const ScanOutput scan = n_tokens == 1 ? recurrent_scan(input) : chunked_scan(input, c.chunk_len);
   if (state != nullptr) {
     state->scan = scan.state;
     const torch::Tensor all = torch::cat({past, in[1]}, 1);
