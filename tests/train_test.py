@@ -379,6 +379,25 @@ class Processes(TrainTest):
             process.communicate()
 
 
+class Bench(TrainTest):
+    def test_decode(self):
+        program = pathlib.Path(shutil.which(cli_test.BIN) or cli_test.BIN).resolve().parent / "polyspan-hydra-bench"
+        if not program.exists():
+            self.skipTest("polyspan-hydra-bench was not built")
+        wide = self.config("wide.toml", window=64)
+        dense = self.write("dense.toml", 'architecture = "transformer"\n[model]\nd_model = 32\nn_layers = 2\nn_heads = 2\n')
+        done = subprocess.run([program, "decode", wide, dense, "--lengths", "128,4096", "--gen", "20", "--reps", "1"],
+                              check=True, stdout=subprocess.PIPE, timeout=60 * cli_test.TIME_FACTOR)
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        self.assertEqual([(row["config"], row["depth"]) for row in rows],
+                         [("wide", 128), ("wide", 4096), ("dense", 128), ("dense", 4096)])
+        for row in rows:
+            self.assertGreater(row["tokens_per_s"], 0)
+        self.assertEqual(rows[0]["state_bytes"], rows[1]["state_bytes"])
+        # Keys and values of two heads of 16 floats in two layers, for the depth and what is decoded.
+        self.assertEqual([row["state_bytes"] for row in rows[2:]], [2 * 2 * 2 * 16 * 4 * (n + 40) for n in (128, 4096)])
+
+
 class Refused(TrainTest):
     def check_config(self, config, mentions, status=1):
         run = self.folder / "refused"
