@@ -105,8 +105,10 @@ class Usage(CliTest):
             ("-t", "x"),
             ("-t", "-1"),
             ("--seed", "x"),
+            ("--skip-below", "x"),
         ):
             self.check_error("run", self.tiny, "-p", "a", option, value, status=2, mentions=[value])
+        self.check_error("run", self.tiny, "-p", "a", "--skip-below", "0.5", mentions=["no paths to skip"])
         for option, value in (("--prompt", "x"), ("--prompt", "-1"), ("--depth", "x"), ("--gen", "x"), ("--reps", "0")):
             self.check_error("bench", self.tiny, option, value, status=2, mentions=[option])
         self.check_error("eval", self.tiny, "--task", "no-such-task", status=2, mentions=["no-such-task"])

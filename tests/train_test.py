@@ -166,9 +166,9 @@ class Whole(TrainTest):
         self.assertEqual(done.returncode, 0, done.err)
         return path
 
-    def perplexity(self, path):
+    def perplexity(self, path, *more):
         document = self.call_json("eval", path, "--task", "ppl", "--text", self.folder / "valid.txt", "--ctx", "256",
-                                  "--windows", "8")
+                                  "--windows", "8", *more)
         return document["rows"][0]["perplexity"]
 
     def test_it_learns_and_says_so(self):
@@ -248,6 +248,13 @@ class Whole(TrainTest):
         for command in (("run", "-p", sentences(5, 60), "-n", "8"), ("bench", "--depth", "300", "--gen", "4")):
             self.call_json(command[0], model, *command[1:], "--plan", plan)
         self.assertEqual(self.call("report", spans, "-o", self.folder / "spans.html").returncode, 0)
+
+    def test_skipping_paths(self):
+        path = self.export("skip.gguf")
+        whole = self.perplexity(path)
+        self.assertEqual(self.perplexity(path, "--skip-below", "0"), whole)
+        self.assertGreater(self.perplexity(path, "--skip-below", "2"), 2 * whole)  # nothing but the memory is left
+        self.check_error("run", path, "-p", "a", "--skip-below", "3", status=2, mentions=["--skip-below", "3"])
 
     def test_quantised_exports_are_near(self):
         exact = self.export("f32.gguf")
@@ -370,6 +377,25 @@ class Processes(TrainTest):
         finally:
             process.kill()
             process.communicate()
+
+
+class Bench(TrainTest):
+    def test_decode(self):
+        program = pathlib.Path(shutil.which(cli_test.BIN) or cli_test.BIN).resolve().parent / "polyspan-hydra-bench"
+        if not program.exists():
+            self.skipTest("polyspan-hydra-bench was not built")
+        wide = self.config("wide.toml", window=64)
+        dense = self.write("dense.toml", 'architecture = "transformer"\n[model]\nd_model = 32\nn_layers = 2\nn_heads = 2\n')
+        done = subprocess.run([program, "decode", wide, dense, "--lengths", "128,4096", "--gen", "20", "--reps", "1"],
+                              check=True, stdout=subprocess.PIPE, timeout=60 * cli_test.TIME_FACTOR)
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        self.assertEqual([(row["config"], row["depth"]) for row in rows],
+                         [("wide", 128), ("wide", 4096), ("dense", 128), ("dense", 4096)])
+        for row in rows:
+            self.assertGreater(row["tokens_per_s"], 0)
+        self.assertEqual(rows[0]["state_bytes"], rows[1]["state_bytes"])
+        # Keys and values of two heads of 16 floats in two layers, for the depth and what is decoded.
+        self.assertEqual([row["state_bytes"] for row in rows[2:]], [2 * 2 * 2 * 16 * 4 * (n + 40) for n in (128, 4096)])
 
 
 class Refused(TrainTest):

@@ -51,7 +51,9 @@ TINY_TRANSFORMER = transformer(d_model=64, n_layers=2, n_heads=2, d_ff=144)  # d
 TINY_MODELS = {
     "Hydra": TINY,
     "no global tokens": changed(TINY, attention={"n_global": 0}),
+    "diagonal SSM": {**TINY, "ssm": {"kind": "diagonal"}},
     "SSM only": changed(TINY, attention={"every": 0}),
+    "diagonal SSM only": changed({**TINY, "ssm": {"kind": "diagonal"}}, attention={"every": 0}),
     # Without the state space both blocks have attention: a block would be empty otherwise.
     "no SSM": changed(TINY, ssm={"enabled": False}, attention={"every": 1}),
     "window only": changed(TINY, ssm={"enabled": False}, attention={"every": 1, "n_global": 0}),

@@ -2,6 +2,7 @@
 // JSON object a line on standard output.
 //
 //   polyspan-hydra-bench lengths CONFIG.toml... --lengths 1024,8192,65536 --tokens 65536 [--device cuda] [--precision bf16]
+//   polyspan-hydra-bench decode CONFIG.toml... --lengths 8192,65536 [--gen 64] [--device cuda] [--precision bf16]
 //   polyspan-hydra-bench scan | experts
 //   polyspan-hydra-bench score RUN TOKENS... [--device cuda]
 #include <CLI/CLI.hpp>
@@ -18,6 +19,7 @@
 #include "hydra/checkpoint.h"
 #include "hydra/cpu_memory.h"
 #include "hydra/cpu_threads.h"
+#include "hydra/decoder.h"
 #include "hydra/device_memory.h"
 #include "hydra/experts.h"
 #include "hydra/precision.h"
@@ -59,7 +61,7 @@ struct Arguments {
   std::vector<int64_t> lengths = {1024, 4096, 16384, 65536};
   std::vector<std::string> what = {"forward", "train"};
   std::string device = "cpu", precision = "f32", run;
-  int64_t tokens = 65536, reps = 3, threads = 0, sequences = 256;
+  int64_t tokens = 65536, gen = 64, reps = 3, threads = 0, sequences = 256;
   torch::Device place() const { return torch::Device(device == "cuda" ? torch::kCUDA : torch::kCPU); }
 };
 
@@ -117,6 +119,53 @@ void lengths(const Arguments& a) {
         put(row);
         empty_device_cache(device);
       }
+    }
+  }
+}
+
+// Tokens a second decoded one by one at each depth, by LibTorch: of Hydra the recurrent state, of a transformer its cache. The
+// state is as after `length` tokens, with zeros in it; random weights. In bf16 the matrices are kept in bf16.
+void decode(const Arguments& a) {
+  const torch::NoGradGuard no_grad;
+  const torch::Device device = a.place();
+  for (const std::string& file : a.files) {
+    const TrainConfig config = load_train_config(file);
+    const std::unique_ptr<LanguageModel> model =
+        make_model(config, torch::TensorOptions().dtype(torch::kFloat32).device(device));
+    if (a.precision == "bf16") store_matrices_in_bf16(model->parameters());
+    empty_device_cache(device);
+    for (const int64_t length : a.lengths) {
+      const Bf16Products products(device.type(), a.precision == "bf16");
+      const int64_t chunk_len = config.hydra.chunk_len, depth = length / chunk_len * chunk_len;
+      Json row = {{"test", "decode"},
+                  {"config", std::filesystem::path(file).stem().string()},
+                  {"depth", depth},
+                  {"gen", a.gen},
+                  {"device", a.device},
+                  {"precision", a.precision},
+                  {"threads", at::get_num_threads()},
+                  {"libtorch", TORCH_VERSION}};
+      reset_peak_device_bytes(device);
+      try {
+        const std::unique_ptr<Decoder> decoder = make_decoder(config, *model, depth + a.gen * (a.reps + 1));
+        decoder->pretend(depth);
+        torch::Tensor token = torch::zeros({1}, torch::TensorOptions().dtype(torch::kInt64).device(device));
+        const std::vector<double> seconds = seconds_of(
+            [&] {
+              for (int64_t i = 0; i < a.gen; ++i) token = decoder->step(token).argmax(-1);
+            },
+            a.reps, device);
+        row["tokens_per_s"] = static_cast<double>(a.gen) / median(seconds);
+        row["seconds"] = seconds;
+        row["state_bytes"] = decoder->state_bytes();
+      } catch (const c10::Error& error) {
+        const std::string message = error.what_without_backtrace();
+        if (message.find("memory") == std::string::npos) throw;
+        row["error"] = "out of memory";
+      }
+      row["peak_device_bytes"] = peak_device_bytes(device);
+      put(row);
+      empty_device_cache(device);
     }
   }
 }
@@ -263,6 +312,11 @@ int run(int argc, char** argv) {
   by_length->add_option("--tokens", a.tokens, "tokens of a batch");
   by_length->add_option("--what", a.what, "forward, train")->delimiter(',');
   by_length->callback([&] { lengths(a); });
+  CLI::App* decoded = common(app.add_subcommand("decode", "tokens one by one at a depth"));
+  decoded->add_option("config", a.files, "configurations")->required();
+  decoded->add_option("--lengths", a.lengths, "tokens that came before")->delimiter(',');
+  decoded->add_option("--gen", a.gen, "tokens of a repetition")->check(CLI::Range(1, 1 << 20));
+  decoded->callback([&] { decode(a); });
   CLI::App* by_scan = common(app.add_subcommand("scan", "the chunked scan against a loop over tokens"));
   by_scan->callback([&] { scan(a); });
   CLI::App* by_experts = common(app.add_subcommand("experts", "the best 2 of 8 experts against a dense layer"));

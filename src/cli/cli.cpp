@@ -64,6 +64,10 @@ void ModelOptions::add_to(CLI::App& app) {
                  "instruction level: scalar, avx2, avx512 or avx512bf16 (default: the best of this machine)");
   app.add_option("--device", device, "where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)")
       ->capture_default_str();
+  app.add_option(
+         "--skip-below", skip_below,
+         "of a Hydra model: leave a path out of the chunks in which its multiplier is below this (default: none)")
+      ->check(CLI::Range(0.0, 2.0));
   app.add_flag("--json", json, "print one JSON document on standard output");
 }
 
@@ -81,7 +85,10 @@ std::unique_ptr<Engine> ModelOptions::load() const {
   kv_type_by_name(kv);  // before the long work
   const Device where = parse_device(device);
   const std::unique_ptr<Progress> progress = make_progress();
-  return Engine::load(model, threads == 0 ? default_thread_count() : threads, *progress, where);
+  std::unique_ptr<Engine> engine =
+      Engine::load(model, threads == 0 ? default_thread_count() : threads, *progress, where);
+  if (skip_below != 0) engine->model().skip_paths_below(skip_below);
+  return engine;
 }
 
 SpanPlan ModelOptions::load_plan(const ModelConfig& config) const {

@@ -23,6 +23,7 @@ struct ModelOptions {
   int threads = 0;              // 0: physical cores
   std::string isa;              // empty: the best
   std::string device = "auto";  // cuda/device.h
+  double skip_below = 0;        // Model::skip_paths_below
   bool json = false;
   void add_to(CLI::App& app);
   std::unique_ptr<Engine> load() const;

@@ -19,8 +19,8 @@ namespace polyspan {
 namespace {
 
 // Every parameter of the whole model, through every part.
-TEST(HydraModel, GradientsMatchFiniteDifferences) {
-  HydraModel model(tiny_config(), 1, float64());
+void expect_gradients_of(const HydraConfig& config) {
+  HydraModel model(config, 1, float64());
   stir(model.parameters(), 0.05);
   const torch::Tensor tokens = random_tokens(2, 22, 260);
   torch::manual_seed(4);
@@ -32,12 +32,14 @@ TEST(HydraModel, GradientsMatchFiniteDifferences) {
   for (size_t i = 0; i < model.parameters().specs().size(); ++i)
     expect_gradient(model.parameters().specs()[i].name, loss, model.parameters().tensors()[i], 4, 1e-5);
 }
+TEST(HydraModel, GradientsMatchFiniteDifferences) { expect_gradients_of(tiny_config()); }
+TEST(HydraModel, GradientsOfTheDiagonalOneMatchFiniteDifferences) { expect_gradients_of(tiny_diagonal_config()); }
 
 // Changing token t changes no earlier logit, bit for bit, and no other sequence: for every t around the chunks.
-TEST(HydraModel, IsCausalToTheBit) {
+void expect_causal(const HydraConfig& config) {
   const torch::NoGradGuard no_grad;
   for (const int64_t n_tokens : {24, 27}) {  // whole chunks, and a padded one
-    HydraModel model(tiny_config(), 1, float32());
+    HydraModel model(config, 1, float32());
     stir(model.parameters(), 0.1);
     const torch::Tensor tokens = random_tokens(3, n_tokens, 260);
     const torch::Tensor before = model.forward(tokens, {}).logits;
@@ -52,6 +54,8 @@ TEST(HydraModel, IsCausalToTheBit) {
     }
   }
 }
+TEST(HydraModel, IsCausalToTheBit) { expect_causal(tiny_config()); }
+TEST(HydraModel, TheDiagonalOneIsCausalToTheBit) { expect_causal(tiny_diagonal_config()); }
 
 TEST(TransformerModel, IsCausalToTheBit) {
   const torch::NoGradGuard no_grad;
@@ -319,13 +323,14 @@ TEST(HydraModel, Bf16IsNearFloat32) {
 
 // The list of tensors, the parameters and the accounting agree.
 TEST(HydraModel, AccountAddsUp) {
-  const HydraConfig c = tiny_config();
-  HydraModel model(c, 1, float32());
-  int64_t n = 0;
-  for (const torch::Tensor& tensor : model.parameters().tensors()) n += tensor.numel();
-  EXPECT_EQ(account(c).parameters, n);
-  EXPECT_LT(account(c).active_parameters, n);
-  EXPECT_EQ(account(c).state_bytes, HydraStateLayout(c).bytes());
+  for (const HydraConfig& c : {tiny_config(), tiny_diagonal_config()}) {
+    HydraModel model(c, 1, float32());
+    int64_t n = 0;
+    for (const torch::Tensor& tensor : model.parameters().tensors()) n += tensor.numel();
+    EXPECT_EQ(account(c).parameters, n);
+    EXPECT_LT(account(c).active_parameters, n);
+    EXPECT_EQ(account(c).state_bytes, HydraStateLayout(c).bytes());
+  }
 }
 
 }  // namespace

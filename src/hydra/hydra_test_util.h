@@ -22,6 +22,12 @@ inline HydraConfig tiny_config() {
   return c;
 }
 
+inline HydraConfig tiny_diagonal_config() {
+  HydraConfig c = tiny_config();
+  c.ssm_kind = SsmKind::kDiagonal;
+  return c;
+}
+
 inline torch::TensorOptions float64() { return torch::TensorOptions().dtype(torch::kFloat64); }
 inline torch::TensorOptions float32() { return torch::TensorOptions().dtype(torch::kFloat32); }
 

@@ -33,6 +33,7 @@ void initial_values(const TensorSpec& spec, uint64_t seed, int64_t block, float*
         value = dt + std::log(-std::expm1(-dt));  // the inverse of softplus
         break;
       }
+      case TensorInit::kLogRate: value = std::log(0.01) * random.unit(); break;
     }
     values[i] = static_cast<float>(value);
   }

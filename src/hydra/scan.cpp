@@ -127,6 +127,7 @@ ScanOutput chunked_scan_recorded(const ScanInput& in, int64_t len) {
 }
 
 ScanOutput recurrent_scan(const ScanInput& in) {
+  const Bf16Products off(in.x.device().type(), false);
   torch::Tensor state = initial_state(in);
   std::vector<torch::Tensor> y;
   for (int64_t t = 0; t < in.x.size(1); ++t) {

@@ -1,5 +1,6 @@
 #include "hydra/ssm.h"
 
+#include "hydra/diagonal_ssm.h"
 #include "hydra/fused_ssm.h"
 #include "hydra/precision.h"
 #include "hydra/scan.h"
@@ -31,8 +32,8 @@ torch::Tensor ssm_middle(const HydraConfig& c, const BlockParameters& w, const t
   const torch::Tensor u = xbc[0].reshape({n_seqs, n_tokens, n_heads, c.ssm_head_dim});
   const torch::Tensor dt = torch::softplus(in[2] + w["ssm_dt.bias"]);
 
-  const ScanOutput scan = chunked_scan(
-      {u, dt, -w["ssm_a_log"].exp(), xbc[1], xbc[2], state != nullptr ? state->scan : torch::Tensor()}, c.chunk_len);
+  const ScanInput input{u, dt, -w["ssm_a_log"].exp(), xbc[1], xbc[2], state != nullptr ? state->scan : torch::Tensor()};
+  const ScanOutput scan = n_tokens == 1 ? recurrent_scan(input) : chunked_scan(input, c.chunk_len);
   if (state != nullptr) {
     state->scan = scan.state;
     const torch::Tensor all = torch::cat({past, in[1]}, 1);
@@ -43,6 +44,7 @@ torch::Tensor ssm_middle(const HydraConfig& c, const BlockParameters& w, const t
 }
 
 torch::Tensor ssm(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& x, SsmState* state) {
+  if (c.ssm_kind == SsmKind::kDiagonal) return diagonal_ssm(w, x, state);
   const torch::Tensor in = torch::linear(x, w["ssm_in.weight"]);
   return torch::linear(state == nullptr && fused_ssm_takes(c, in) ? fused_ssm(c, w, in) : ssm_middle(c, w, in, state),
                        w["ssm_out.weight"]);

@@ -100,8 +100,15 @@ class TrainerTest : public testing::Test {
                  no_progress());
   }
 
+  void expect_engine_computes_what_was_trained(const std::string& small_model) const;
+
   std::filesystem::path folder_;
 };
+
+// `text` with the first `from` replaced.
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  return text.replace(text.find(from), from.size(), to);
+}
 
 constexpr char kTwoStages[] = R"(
 [[stage]]
@@ -173,8 +180,9 @@ TEST_F(TrainerTest, ALossThatJumpsStopsAndKeepsTheCheckpoint) {
 }
 
 // The engine's logits of an exported model against training's, and the engine against itself in any cut.
-TEST_F(TrainerTest, TheEngineComputesWhatWasTrained) {
-  const std::filesystem::path file = config("[[stage]]\nsteps = 20\nlength = 64\nbatch = 4\nlr = 0.01\n");
+void TrainerTest::expect_engine_computes_what_was_trained(const std::string& small_model) const {
+  const std::filesystem::path file =
+      config("[[stage]]\nsteps = 20\nlength = 64\nbatch = 4\nlr = 0.01\n", "", small_model);
   train_in(file, "run");
   export_run({.run = folder_ / "run", .out = folder_ / "model.gguf"});
   const std::unique_ptr<Engine> engine = Engine::load(folder_ / "model.gguf", 2);
@@ -235,6 +243,11 @@ TEST_F(TrainerTest, TheEngineComputesWhatWasTrained) {
   small->step(request);
   for (int64_t i = 0; i < vocab; ++i)
     EXPECT_NEAR(b[static_cast<size_t>(i)], expected[n - 1][i].item<float>(), 0.02 * largest) << "F16, token " << i;
+}
+TEST_F(TrainerTest, TheEngineComputesWhatWasTrained) { expect_engine_computes_what_was_trained(kSmallModel); }
+TEST_F(TrainerTest, TheEngineComputesTheDiagonalStateSpace) {
+  expect_engine_computes_what_was_trained(
+      replaced(kSmallModel, "head_dim = 16\nd_state = 16\n", "kind = \"diagonal\"\n"));
 }
 
 // The first 600 steps of bench/hydra/recall-toy.toml on held-out examples: the pairs lie further back than the attention

@@ -34,4 +34,9 @@ std::unique_ptr<Model> Model::load(std::unique_ptr<GgufFile> file, OpContext& co
   return architecture.make(std::move(file), std::move(config), context, progress);
 }
 
+void Model::skip_paths_below(double) {
+  throw Error::unsupported("a model of architecture ", config_.architecture,
+                           " has no paths to skip: only those of Hydra models have multipliers");
+}
+
 }  // namespace polyspan

@@ -77,6 +77,12 @@ std::unique_ptr<SpanProfiler> HydraEngineModel::make_span_profiler(Progress&) {
   return std::make_unique<HydraProfiler>(*this);
 }
 
+void HydraEngineModel::skip_paths_below(double multiplier) {
+  if (!(multiplier >= 0 && multiplier <= 2))
+    throw Error::usage("paths below a multiplier of ", multiplier, " cannot be skipped; it must be between 0 and 2");
+  skip_below_ = multiplier;
+}
+
 int64_t HydraEngineModel::max_batch_tokens() const { return kMaxBatchTokens; }
 
 int64_t HydraEngineModel::bytes_per_token() const {
@@ -86,8 +92,8 @@ int64_t HydraEngineModel::bytes_per_token() const {
   };
   add(weights_.output);
   for (const HydraBlockWeights& w : weights_.blocks) {
-    for (const PackedMatrix* m : {&w.ssm_in, &w.ssm_out, &w.q, &w.k, &w.v, &w.attn_out, &w.read_q, &w.read_out,
-                                  &w.write_k, &w.write_v, &w.pkm_query, &w.pkm_out})
+    for (const PackedMatrix* m : {&w.ssm_in, &w.ssm_out, &w.ssm_skip, &w.q, &w.k, &w.v, &w.attn_out, &w.read_q,
+                                  &w.read_out, &w.write_k, &w.write_v, &w.pkm_query, &w.pkm_out})
       add(*m);
     for (int64_t e = 0; e < std::min<int64_t>(hydra_.n_active_experts, std::ssize(w.gate)); ++e)
       for (const std::vector<PackedMatrix>* m : {&w.gate, &w.up, &w.down}) add((*m)[static_cast<size_t>(e)]);
@@ -169,7 +175,8 @@ void HydraEngineModel::forward(const Batch& batch) {
       std::copy_n(part.state + b.decisions, n_decisions, decisions_.data() + part.decisions);
       end_part(b, part);
     }
-    if (hydra_.has_ssm) run_ssm(w, layer);
+    if (hydra_.has_mamba2()) run_ssm(w, layer);
+    if (hydra_.has_diagonal_ssm()) run_diagonal_ssm(w, layer);
     if (hydra_.has_attention(layer)) run_attention(w, layer);
     if (hydra_.has_workspace(layer)) run_workspace(w, layer);
     if (hydra_.has_moe(layer)) run_experts(w);
@@ -188,11 +195,12 @@ void HydraEngineModel::decide(const HydraBlockWeights& w, const HydraBlockState&
     const float h = dot(summary.data(), w.controller_down.data() + i * 2 * d, 2 * d);
     hidden[static_cast<size_t>(i)] = h * sigmoid(h);
   }
-  for (int64_t i = 0; i < 3; ++i)
-    part.state[b.decisions + i] = 2 *
-                                  sigmoid(dot(hidden.data(), w.controller_up.data() + i * rank, rank) +
-                                          w.controller_up_bias[static_cast<size_t>(i)]) *
-                                  w.path_scales[static_cast<size_t>(i)];
+  for (int64_t i = 0; i < 3; ++i) {
+    const float multiplier = 2 * sigmoid(dot(hidden.data(), w.controller_up.data() + i * rank, rank) +
+                                         w.controller_up_bias[static_cast<size_t>(i)]);
+    part.state[b.decisions + i] =
+        static_cast<double>(multiplier) < skip_below_ ? 0 : multiplier * w.path_scales[static_cast<size_t>(i)];
+  }
   if (w.router.empty()) return;
   std::vector<float> probabilities(static_cast<size_t>(hydra_.n_experts));
   for (int64_t e = 0; e < hydra_.n_experts; ++e)
@@ -223,9 +231,41 @@ void HydraEngineModel::end_part(const HydraBlockState& b, const Part& part) {
 void HydraEngineModel::add_path(int64_t which) {
   const int64_t d = hydra_.d_model;
   for (const Part& part : parts_)
-    for (int64_t t = part.row; t < part.row + part.n; ++t)
-      kernels().add_scaled_row(act_.path.data() + t * d, decisions_[static_cast<size_t>(part.decisions + which)], d,
-                               act_.x.data() + t * d);
+    for (int64_t t = part.row; t < part.row + part.n && multiplier(part, which) != 0; ++t)
+      kernels().add_scaled_row(act_.path.data() + t * d, multiplier(part, which), d, act_.x.data() + t * d);
+}
+
+std::vector<HydraEngineModel::RowRun> HydraEngineModel::used_rows(int64_t which) const {
+  std::vector<RowRun> runs;
+  for (const Part& part : parts_) {
+    if (multiplier(part, which) == 0) continue;
+    if (!runs.empty() && runs.back().begin + runs.back().n == part.row)
+      runs.back().n += part.n;
+    else
+      runs.push_back({part.row, part.n});
+  }
+  return runs;
+}
+
+void HydraEngineModel::multiply_normed(std::vector<MatmulOutput> of_all, std::span<const MatmulOutput> of_used,
+                                       std::span<const RowRun> used) {
+  const bool together = used.size() == 1 && used[0].n == n_rows();  // one parallel section
+  if (together) of_all.insert(of_all.end(), of_used.begin(), of_used.end());
+  matmul(normed(0, n_rows()), of_all, context_);
+  if (together) return;
+  for (const RowRun& run : used) {
+    std::vector<MatmulOutput> outputs(of_used.begin(), of_used.end());
+    for (MatmulOutput& output : outputs) output.out += run.begin * output.out_stride;
+    if (!outputs.empty()) matmul(normed(run.begin, run.n), outputs, context_);
+  }
+}
+
+void HydraEngineModel::project_path(int64_t which, const std::vector<float>& values, const PackedMatrix& weight,
+                                    std::span<const RowRun> used) {
+  for (const RowRun& run : used)
+    multiply(input(values.data() + run.begin * weight.d_in, run.n, weight.d_in), weight,
+             act_.path.data() + run.begin * hydra_.d_model);
+  add_path(which);
 }
 
 void HydraEngineModel::run_ssm(const HydraBlockWeights& w, int64_t layer) {
@@ -235,7 +275,12 @@ void HydraEngineModel::run_ssm(const HydraBlockWeights& w, int64_t layer) {
   act_.conv.resize(static_cast<size_t>(n * channels));
   act_.scanned.resize(static_cast<size_t>(n * c.d_inner));
   for (std::vector<float>* values : {&act_.dt, &act_.decay}) values->resize(static_cast<size_t>(n * n_heads));
-  multiply(normed(0, n), w.ssm_in, act_.ssm_in.data());  // z, (x, B, C), dt
+  const std::vector<RowRun> used = used_rows(0);            // z, (x, B, C), dt:
+  const int64_t d_z = c.d_inner % 16 == 0 ? c.d_inner : 0;  // rows of a matrix can be cut off in tiles of 16
+  const PackedMatrix z = first_rows(w.ssm_in, d_z), others = rows_from(w.ssm_in, d_z);
+  const MatmulOutput gate[] = {{&z, nullptr, act_.ssm_in.data(), d_in, Epilogue::kStore}};
+  multiply_normed({{&others, nullptr, act_.ssm_in.data() + d_z, d_in, Epilogue::kStore}},
+                  std::span(gate).first(d_z > 0 ? 1 : 0), used);
 
   // Row t of the convolution reads rows t - d_conv + 1 .. t, those before the part from the state.
   const int64_t past = c.d_conv - 1;
@@ -279,14 +324,38 @@ void HydraEngineModel::run_ssm(const HydraBlockWeights& w, int64_t layer) {
                            part.state + part.block(layer).scan + head * c.d_state * c.ssm_head_dim});
     }
   });
-  context_.team().split(n, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      float* const y = act_.scanned.data() + t * c.d_inner;
-      kernels().swiglu_row(act_.ssm_in.data() + t * d_in, y, c.d_inner, y);  // y * silu(z)
-      kernels().rmsnorm_row(y, w.ssm_norm.data(), c.d_inner, config_.norm_eps, y);
+  for (const RowRun& run : used)
+    context_.team().split(run.n, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = run.begin + begin; t < run.begin + end; ++t) {
+        float* const y = act_.scanned.data() + t * c.d_inner;
+        kernels().swiglu_row(act_.ssm_in.data() + t * d_in, y, c.d_inner, y);  // y * silu(z)
+        kernels().rmsnorm_row(y, w.ssm_norm.data(), c.d_inner, config_.norm_eps, y);
+      }
+    });
+  project_path(0, act_.scanned, w.ssm_out, used);
+}
+
+// y_t = C_t s_t + W_skip x_t, s_{t+1} = exp(-softplus(Delta_t) lambda) s_t + B_t U_t: what a token adds is read from the
+// next one on.
+void HydraEngineModel::run_diagonal_ssm(const HydraBlockWeights& w, int64_t layer) {
+  const int64_t n = n_rows(), d = hydra_.d_model;
+  act_.ssm_in.resize(static_cast<size_t>(n * 4 * d));
+  const MatmulOutput skip[] = {{&w.ssm_skip, nullptr, act_.path.data(), d, Epilogue::kStore}};
+  multiply_normed({{&w.ssm_in, nullptr, act_.ssm_in.data(), 4 * d, Epilogue::kStore}}, skip, used_rows(0));
+  context_.team().split(d, [&](int64_t begin, int64_t end, int) {  // channels are independent
+    for (const Part& part : parts_) {
+      float* const s = part.state + part.block(layer).scan;
+      const bool used = multiplier(part, 0) != 0;
+      for (int64_t row = part.row; row < part.row + part.n; ++row) {
+        const float* const delta = act_.ssm_in.data() + row * 4 * d;
+        const float *const B = delta + d, *const C = B + d, *const U = C + d;
+        for (int64_t i = begin; i < end; ++i) {
+          if (used) act_.path[static_cast<size_t>(row * d + i)] += C[i] * s[i];
+          s[i] = std::exp(-softplus(delta[i]) * w.lambda[static_cast<size_t>(i)]) * s[i] + B[i] * U[i];
+        }
+      }
     }
   });
-  multiply(input(act_.scanned.data(), n, c.d_inner), w.ssm_out, act_.path.data());
   add_path(0);
 }
 
@@ -295,10 +364,11 @@ void HydraEngineModel::run_attention(const HydraBlockWeights& w, int64_t layer) 
   const int64_t n = n_rows(), q_dim = c.n_heads * c.head_dim, kv_dim = c.n_kv_heads * c.head_dim;
   for (std::vector<float>* values : {&act_.q, &act_.attention}) values->resize(static_cast<size_t>(n * q_dim));
   for (std::vector<float>* values : {&act_.k, &act_.v}) values->resize(static_cast<size_t>(n * kv_dim));
-  const MatmulOutput qkv[] = {{&w.q, nullptr, act_.q.data(), q_dim, Epilogue::kStore},
-                              {&w.k, nullptr, act_.k.data(), kv_dim, Epilogue::kStore},
-                              {&w.v, nullptr, act_.v.data(), kv_dim, Epilogue::kStore}};
-  matmul(normed(0, n), qkv, context_);
+  const std::vector<RowRun> used = used_rows(1);
+  const MatmulOutput q[] = {{&w.q, nullptr, act_.q.data(), q_dim, Epilogue::kStore}};
+  multiply_normed({{&w.k, nullptr, act_.k.data(), kv_dim, Epilogue::kStore},
+                   {&w.v, nullptr, act_.v.data(), kv_dim, Epilogue::kStore}},
+                  q, used);
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   apply_rope(config_.rope, rope_table_, act_.q.data(), n, q_dim, c.n_heads, c.head_dim, scale, context_);
   apply_rope(config_.rope, rope_table_, act_.k.data(), n, kv_dim, c.n_kv_heads, c.head_dim, 1.0f, context_);
@@ -312,8 +382,7 @@ void HydraEngineModel::run_attention(const HydraBlockWeights& w, int64_t layer) 
       part.state[b.near_scores + (part.position + t) % b.longest_window] =
           dot(act_.normed.data() + (part.row + t) * c.d_model, w.score.data(), c.d_model) + w.score_bias;
   }
-  multiply(input(act_.attention.data(), n, q_dim), w.attn_out, act_.path.data());
-  add_path(1);
+  project_path(1, act_.attention, w.attn_out, used);
 }
 
 // Writes each key, then lets its query see the window and the global tokens that are not in it.
@@ -328,6 +397,7 @@ void HydraEngineModel::attend_head(const HydraBlockState& b, const Part& part, i
     const int64_t position = part.position + t, slot = position % h.window, row = part.row + t;
     std::copy_n(act_.k.data() + (row * c.n_kv_heads + kv_head) * dim, dim, part.state + h.near_keys + slot * dim);
     std::copy_n(act_.v.data() + (row * c.n_kv_heads + kv_head) * dim, dim, part.state + h.near_values + slot * dim);
+    if (multiplier(part, 1) == 0) continue;
     AttendRun runs[2] = {
         {part.state + h.near_keys, part.state + h.near_values, nullptr, std::min(position + 1, h.window)}, {}};
     if (n_far > 0) {
@@ -356,29 +426,30 @@ void HydraEngineModel::run_workspace(const HydraBlockWeights& w, int64_t layer) 
   for (std::vector<float>* values : {&act_.read_q, &act_.write_k, &act_.read})
     values->resize(static_cast<size_t>(n * rank));
   act_.write_v.resize(static_cast<size_t>(n * c.d_slot));
-  const MatmulOutput outputs[] = {{&w.read_q, nullptr, act_.read_q.data(), rank, Epilogue::kStore},
-                                  {&w.write_k, nullptr, act_.write_k.data(), rank, Epilogue::kStore},
-                                  {&w.write_v, nullptr, act_.write_v.data(), c.d_slot, Epilogue::kStore}};
-  matmul(normed(0, n), outputs, context_);
+  const std::vector<RowRun> used = used_rows(1);
+  const MatmulOutput read_q[] = {{&w.read_q, nullptr, act_.read_q.data(), rank, Epilogue::kStore}};
+  multiply_normed({{&w.write_k, nullptr, act_.write_k.data(), rank, Epilogue::kStore},
+                   {&w.write_v, nullptr, act_.write_v.data(), c.d_slot, Epilogue::kStore}},
+                  read_q, used);
   const float scale = 1.0f / std::sqrt(static_cast<float>(rank));
   for (float& q : act_.read_q) q *= scale;
   context_.reserve_scratch(static_cast<int64_t>(sizeof(float)) * (std::max(c.n_slots, c.chunk_len) + 64));
   for (const Part& part : parts_) {
     const HydraBlockState& b = part.block(layer);
-    context_.team().split(part.n, [&](int64_t begin, int64_t end, int thread) {
+    const auto read = [&](int64_t begin, int64_t end, int thread) {
       const AttendRun slots = {part.state + b.slot_keys, part.state + b.slot_values, nullptr, c.n_slots};
       for (int64_t row = part.row + begin; row < part.row + end; ++row)
         kernels().attend_row({rank, rank, act_.read_q.data() + row * rank, &slots, 1, act_.read.data() + row * rank,
                               reinterpret_cast<float*>(context_.scratch(thread))});
-    });
+    };
+    if (multiplier(part, 1) != 0) context_.team().split(part.n, read);
     const int64_t in_chunk = part.position % c.chunk_len;
     std::copy_n(act_.write_k.data() + part.row * rank, part.n * rank, part.state + b.write_keys + in_chunk * rank);
     std::copy_n(act_.write_v.data() + part.row * c.d_slot, part.n * c.d_slot,
                 part.state + b.write_values + in_chunk * c.d_slot);
     if (part.ends_chunk(c.chunk_len)) write_slots(w, b, part.state);
   }
-  multiply(input(act_.read.data(), n, rank), w.read_out, act_.path.data());
-  add_path(1);
+  project_path(1, act_.read, w.read_out, used);
 }
 
 // slot <- slot + z (u - slot): u what the slot finds in the chunk, z its gate.
@@ -417,7 +488,7 @@ void HydraEngineModel::run_experts(const HydraBlockWeights& w) {
   act_.ffn.resize(static_cast<size_t>(c.chunk_len * c.d_expert));
   for (const Part& part : parts_) {
     const float* const chosen = decisions_.data() + part.decisions;
-    for (int64_t i = 0; i < c.n_active_experts; ++i) {
+    for (int64_t i = 0; i < c.n_active_experts && chosen[2] != 0; ++i) {
       const size_t expert = static_cast<size_t>(chosen[3 + c.n_active_experts + i]);
       matmul_swiglu(normed(part.row, part.n), w.gate[expert], w.up[expert], act_.ffn.data(), context_);
       multiply(input(act_.ffn.data(), part.n, c.d_expert), w.down[expert], act_.path.data());

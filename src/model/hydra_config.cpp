@@ -52,6 +52,8 @@ void wanted_multiple(const char* key, int64_t value, const char* of, int64_t div
 
 }  // namespace
 
+std::string_view ssm_kind_name(SsmKind kind) { return kind == SsmKind::kDiagonal ? "diagonal" : "mamba2"; }
+
 bool HydraConfig::has_pkm(int64_t layer) const {
   return std::find(pkm_layers.begin(), pkm_layers.end(), layer) != pkm_layers.end();
 }
@@ -67,7 +69,7 @@ void HydraConfig::check() const {
     throw Error::bad_input("norm_eps is ", norm_eps, "; wanted a small positive number");
   if (!(rope_base > 0 && rope_base < 1e12))
     throw Error::bad_input("attention.rope_base is ", rope_base, "; it must be positive");
-  wanted_multiple("ssm.d_inner", d_inner, "ssm.head_dim", ssm_head_dim);
+  if (ssm_kind == SsmKind::kMamba2) wanted_multiple("ssm.d_inner", d_inner, "ssm.head_dim", ssm_head_dim);
   wanted_multiple("attention.n_heads", n_heads, "attention.n_kv_heads", n_kv_heads);
   wanted_multiple("attention.head_dim", head_dim, "the two of a rotated pair", 2);
   wanted_multiple("attention.window", window, "chunk_len", chunk_len);
@@ -98,6 +100,11 @@ HydraConfig read_hydra_config(const GgufFile& file) {
       throw Error::bad_file(file.path(), "key ", key, " is ", value, "; it must be between ", least, " and ", most);
   });
   config.has_ssm = file.find_bool("hydra.ssm.enabled").value_or(true);
+  const std::string_view kind = file.find_string("hydra.ssm.kind").value_or(ssm_kind_name(SsmKind::kMamba2));
+  if (kind == ssm_kind_name(SsmKind::kDiagonal))
+    config.ssm_kind = SsmKind::kDiagonal;
+  else if (kind != ssm_kind_name(SsmKind::kMamba2))
+    throw Error::bad_file(file.path(), "key hydra.ssm.kind is \"", kind, "\"; wanted mamba2 or diagonal");
   config.norm_eps = file.get_float("hydra.attention.layer_norm_rms_epsilon");
   config.rope_base = file.get_float("hydra.rope.freq_base");
   if (const auto layers = file.find_ints("hydra.pkm.layers")) config.pkm_layers = *layers;
@@ -119,6 +126,7 @@ void write_hydra_config(const HydraConfig& config, GgufWriter& writer) {
     writer.add_u32(std::string("hydra.") + name, static_cast<uint32_t>(value));
   });
   writer.add_bool("hydra.ssm.enabled", config.has_ssm);
+  writer.add_string("hydra.ssm.kind", std::string(ssm_kind_name(config.ssm_kind)));
   writer.add_f32("hydra.attention.layer_norm_rms_epsilon", static_cast<float>(config.norm_eps));
   writer.add_f32("hydra.rope.freq_base", static_cast<float>(config.rope_base));
   std::vector<int32_t> layers(config.pkm_layers.begin(), config.pkm_layers.end());
@@ -165,7 +173,12 @@ std::vector<TensorSpec> hydra_tensors(const HydraConfig& c) {
     small(b + "controller_up.weight", HydraPart::kController, {3, c.controller_rank}, TensorInit::kConstant,
           0);  // multipliers begin at 1
     small(b + "controller_up.bias", HydraPart::kController, {3}, TensorInit::kConstant, 0);
-    if (c.has_ssm) {
+    if (c.has_diagonal_ssm()) {
+      matrix(b + "ssm_in.weight", HydraPart::kSsm, {4 * d, d});  // Delta, B, C, U
+      small(b + "ssm_lambda_log", HydraPart::kSsm, {d}, TensorInit::kLogRate, 0);
+      matrix(b + "ssm_skip.weight", HydraPart::kSsm, {d, d});
+    }
+    if (c.has_mamba2()) {
       matrix(b + "ssm_in.weight", HydraPart::kSsm, {c.d_ssm_in(), d});
       small(b + "ssm_conv.weight", HydraPart::kSsm, {c.d_conv_channels(), c.d_conv}, TensorInit::kNormal, 0.5);
       small(b + "ssm_conv.bias", HydraPart::kSsm, {c.d_conv_channels()}, TensorInit::kConstant, 0);
@@ -245,7 +258,8 @@ HydraAccount account(const HydraConfig& c) {
   for (int64_t layer = 0; layer < c.n_layers; ++layer) n_attention += c.has_attention(layer);
   if (c.has_ssm) {
     HydraAccount::Part& ssm = parts[HydraPart::kSsm];
-    ssm.flops_per_token += n_layers * 5.0 * double(c.d_inner * c.d_state);  // decay, outer product, y = S C
+    // Decay, (outer) product with B, sum, y = S C.
+    ssm.flops_per_token += n_layers * 5.0 * double(c.has_mamba2() ? c.d_inner * c.d_state : c.d_model);
   }
   HydraAccount::Part& attention = parts[HydraPart::kAttention];
   attention.flops_per_token += n_attention * 4.0 * double(c.n_heads * c.head_dim * (c.window + c.n_global));

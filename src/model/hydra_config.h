@@ -13,6 +13,13 @@
 
 namespace polyspan {
 
+// The state-space path of a block.
+enum class SsmKind {
+  kMamba2,    // arXiv 2405.21060
+  kDiagonal,  // the Hydra paper's own equation: one number of state a channel (hydra/diagonal_ssm.h)
+};
+std::string_view ssm_kind_name(SsmKind kind);  // "mamba2", "diagonal": in TOML and GGUF files
+
 // d_: widths, n_: counts. A part with a count or an interval of 0 is absent.
 struct HydraConfig {
   int64_t d_model = 256, n_layers = 8, vocab_size = 260;
@@ -21,8 +28,9 @@ struct HydraConfig {
   int64_t chunk_len = 64;  // tokens that share their decisions
   int64_t controller_rank = 32;
 
-  // Selective state space (Mamba-2, arXiv 2405.21060), every block.
+  // Selective state space, every block. The sizes are Mamba-2's; the diagonal one has d_model channels.
   bool has_ssm = true;
+  SsmKind ssm_kind = SsmKind::kMamba2;
   int64_t d_inner = 512, ssm_head_dim = 64, d_state = 64, d_conv = 4;
 
   // Sparse global attention, every attention_every-th block.
@@ -44,6 +52,8 @@ struct HydraConfig {
   int64_t n_ssm_heads() const { return d_inner / ssm_head_dim; }
   int64_t d_conv_channels() const { return d_inner + 2 * d_state; }                 // x, B, C
   int64_t d_ssm_in() const { return d_inner + d_conv_channels() + n_ssm_heads(); }  // z, (x, B, C), dt
+  bool has_mamba2() const { return has_ssm && ssm_kind == SsmKind::kMamba2; }
+  bool has_diagonal_ssm() const { return has_ssm && ssm_kind == SsmKind::kDiagonal; }
   bool has_attention(int64_t layer) const { return attention_every > 0 && (layer + 1) % attention_every == 0; }
   int64_t n_attention_layers() const { return attention_every > 0 ? n_layers / attention_every : 0; }
   bool has_moe(int64_t layer) const { return moe_every > 0 && (layer + 1) % moe_every == 0; }
@@ -69,6 +79,7 @@ enum class TensorInit {
   kPathScales,  // g1, g2, g3 = 0.8, 0.2, 0.5
   kLogUniform,  // a_log: log of uniform (1, 16)
   kTimeStep,    // dt bias: softplus of it is log-uniform in (1e-3, 1e-1)
+  kLogRate,     // lambda_log: uniform in (log 0.01, log 1)
 };
 
 struct TensorSpec {

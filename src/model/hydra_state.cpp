@@ -25,7 +25,8 @@ HydraStateLayout::HydraStateLayout(const HydraConfig& c, const std::vector<std::
     b.chunk_sum = take(kController, c.d_model);
     b.last_mean = take(kController, c.d_model);
     b.decisions = take(kController, 3 + 2 * c.n_active_experts);
-    if (c.has_ssm) {
+    if (c.has_diagonal_ssm()) b.scan = take(kSsm, c.d_model);
+    if (c.has_mamba2()) {
       b.conv = take(kSsm, (c.d_conv - 1) * c.d_conv_channels());
       b.scan = take(kSsm, c.d_inner * c.d_state);
     }

@@ -31,8 +31,8 @@ struct HydraBlockState {
   int64_t chunk_sum = -1, last_mean = -1;  // [d_model] each: normed states of this chunk so far; mean of the last
   int64_t decisions = -1;                  // of this chunk: [3] multipliers, path scales included; then, where there
                                            // are experts, [n_active_experts] weights and as many expert numbers
-  int64_t conv = -1;                       // [d_conv - 1, d_conv_channels], the oldest first
-  int64_t scan = -1;                       // [n_ssm_heads, d_state, ssm_head_dim]
+  int64_t conv = -1;                       // [d_conv - 1, d_conv_channels], the oldest first; of Mamba-2 alone
+  int64_t scan = -1;                       // [n_ssm_heads, d_state, ssm_head_dim]; diagonal: [d_model]
   std::vector<HydraHeadState> heads;       // [n_kv_heads]
   std::vector<HydraFarTokens> far;         // one a window that its heads have; none where n_global is 0
   int64_t near_scores = -1;                // [longest_window]; position p in slot p % longest_window

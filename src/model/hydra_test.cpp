@@ -44,6 +44,50 @@ TEST(HydraEngine, APromptIsTheSameHoweverItIsCut) {
   }
 }
 
+// The diagonal state space: causal to the bit; the same in any cut, on any number of threads and after a restore.
+TEST(HydraDiagonal, IsCausalAndTheSameHoweverItIsCut) {
+  const TinyHydra tiny(tiny_diagonal_config()), alone(tiny_diagonal_config(), /*n_threads=*/1);
+  const SpanPlan plan = SpanPlan::dense(tiny.shape());
+  const std::vector<int32_t> tokens = random_bytes(180, 2);
+  const std::vector<float> whole = tiny.run(plan, tokens);
+  EXPECT_TRUE(alone.run(plan, tokens) == whole);
+  EXPECT_FALSE(TinyHydra(tiny_hydra_config()).run(plan, tokens) == whole);
+  for (const int64_t cut : {1, 7, 16, 17, 129}) EXPECT_TRUE(tiny.run(plan, tokens, cut) == whole) << "cut " << cut;
+  for (const int64_t changed : {0, 1, 15, 16, 100, 179}) {
+    std::vector<int32_t> others = tokens;
+    others[static_cast<size_t>(changed)] = (tokens[static_cast<size_t>(changed)] + 101) % 256;
+    const std::vector<float> after = tiny.run(plan, others);
+    EXPECT_TRUE(std::equal(whole.begin(), whole.begin() + changed * 260, after.begin())) << "token " << changed;
+    EXPECT_FALSE(
+        std::equal(whole.begin() + changed * 260, whole.begin() + (changed + 1) * 260, after.begin() + changed * 260))
+        << "token " << changed;
+  }
+  KvCache first = tiny.cache(plan), second = tiny.cache(plan);
+  tiny.run(first, std::span(tokens).first(90), 512);
+  second.restore(std::vector<std::byte>(first.saved().begin(), first.saved().end()), 90);
+  EXPECT_TRUE(
+      std::ranges::equal(tiny.run(second, std::span(tokens).subspan(90), 19), std::span(whole).subspan(90 * 260)));
+}
+
+// One number of state a channel in each block, no convolution.
+TEST(HydraDiagonal, StateIsSmallAndFilesSayTheirKind) {
+  const HydraConfig config = tiny_diagonal_config();
+  const HydraStateLayout layout(config);
+  EXPECT_EQ(layout.part_bytes.at(HydraPart::kSsm), 4 * config.n_layers * config.d_model);
+  EXPECT_EQ(account(config).state_bytes, layout.bytes());
+  std::vector<std::byte> bytes = hydra_file(config, random_hydra_tensors(config, 1));
+  const std::string kind = "diagonal";
+  const auto at = std::search(bytes.begin(), bytes.end(), kind.begin(), kind.end(),
+                              [](std::byte a, char b) { return static_cast<char>(a) == b; });
+  ASSERT_NE(at, bytes.end());
+  *at = std::byte{'D'};
+  OpContext context(1);
+  EXPECT_EQ(message_of([&] {
+              Model::load(std::make_unique<GgufFile>(GgufFile::from_bytes(bytes, "h.gguf")), context, no_progress());
+            }),
+            "h.gguf: key hydra.ssm.kind is \"Diagonal\"; wanted mamba2 or diagonal");
+}
+
 TEST(HydraEngine, ThreadsAndNeighboursChangeNoBit) {
   const TinyHydra tiny(tiny_hydra_config()), alone(tiny_hydra_config(), /*n_threads=*/1);
   const SpanPlan plans[] = {tiny.plan(kMixed), SpanPlan::dense(tiny.shape()), SpanPlan::uniform(tiny.shape(), 0.5)};
@@ -110,6 +154,75 @@ TEST(HydraEngine, ReadsOnlyWhatItUses) {
   HydraConfig more = config;
   more.n_experts = 9;
   EXPECT_EQ(TinyHydra(more).model->bytes_per_token(), TinyHydra(config).model->bytes_per_token());
+}
+
+// A path that is skipped in every chunk: the logits are those of a multiplier near 0 to the bit, so what it keeps for
+// later was written; and the weights that only it reads are not read, as they may be NaN.
+TEST(HydraSkipping, IsAMultiplierOfZeroWithoutItsWork) {
+  const std::vector<std::vector<std::string>> unread = {
+      {"ssm_norm.weight", "ssm_out.weight", "ssm_skip.weight"},
+      {"attn_q.weight", "attn_output.weight", "slots_read_q.weight", "slots_read_out.weight"},
+      {"moe_gate.weight", "moe_up.weight", "moe_down.weight"}};
+  const std::vector<int32_t> tokens = random_bytes(200, 11);
+  for (const HydraConfig& config : {tiny_hydra_config(), tiny_diagonal_config()})
+    for (size_t path = 0; path < 3; ++path) {
+      HydraTensors tensors = random_hydra_tensors(config, 12);
+      for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+        const std::string b = "blk." + std::to_string(layer) + ".";
+        std::vector<float>& up = tensors.at(b + "controller_up.weight");
+        std::fill_n(up.begin() + std::ssize(up) / 3 * static_cast<int64_t>(path), up.size() / 3, 0.0f);
+        tensors.at(b + "controller_up.bias")[path] = -80;  // a multiplier of 4e-35: what it adds is rounded away
+      }
+      const auto logits_of = [&](const HydraTensors& with, double skip_below) {
+        const TinyHydra tiny(config, with);
+        tiny.model->skip_paths_below(skip_below);
+        return tiny.run(SpanPlan::dense(tiny.shape()), tokens);
+      };
+      const std::vector<float> expected = logits_of(tensors, 0);
+      EXPECT_TRUE(logits_of(tensors, 0.001) == expected) << "path " << path;
+      for (auto& [name, values] : tensors) {
+        for (const std::string& part : unread[path])
+          if (name.ends_with(part)) std::fill(values.begin(), values.end(), NAN);
+        if (path == 0 && config.has_mamba2() && name.ends_with("ssm_in.weight"))
+          std::fill_n(values.begin(), config.d_inner * config.d_model, NAN);  // its rows of z
+      }
+      EXPECT_TRUE(logits_of(tensors, 0.001) == expected) << "path " << path;
+      EXPECT_FALSE(logits_of(tensors, 0) == expected) << "path " << path;
+    }
+}
+
+// With a threshold that some chunks' multipliers are below and others' are not.
+TEST(HydraSkipping, IsCausalAndTheSameHoweverItIsCut) {
+  for (const HydraConfig& config : {tiny_hydra_config(), tiny_diagonal_config()}) {
+    const TinyHydra tiny(config), alone(config, /*n_threads=*/1);
+    const SpanPlan plan = SpanPlan::dense(tiny.shape());
+    const std::vector<int32_t> tokens = random_bytes(180, 13);
+    const std::vector<float> all = tiny.run(plan, tokens);
+    tiny.model->skip_paths_below(2.0);
+    const std::vector<float> none = tiny.run(plan, tokens);
+    for (const TinyHydra* model : {&tiny, &alone}) model->model->skip_paths_below(1.0);
+    const std::vector<float> some = tiny.run(plan, tokens);
+    EXPECT_FALSE(some == all);
+    EXPECT_FALSE(some == none);
+    EXPECT_TRUE(alone.run(plan, tokens) == some);
+    for (const int64_t cut : {1, 7, 15, 16, 17, 129}) EXPECT_TRUE(tiny.run(plan, tokens, cut) == some) << "cut " << cut;
+    for (const int64_t changed : {0, 15, 16, 17, 100, 179}) {
+      std::vector<int32_t> others = tokens;
+      others[static_cast<size_t>(changed)] = (tokens[static_cast<size_t>(changed)] + 101) % 256;
+      const std::vector<float> after = tiny.run(plan, others);
+      EXPECT_TRUE(std::equal(some.begin(), some.begin() + changed * 260, after.begin())) << "token " << changed;
+    }
+    tiny.model->skip_paths_below(0);
+    EXPECT_TRUE(tiny.run(plan, tokens) == all);
+  }
+}
+
+TEST(HydraSkipping, SaysWhatIsWrong) {
+  const TinyHydra tiny(tiny_hydra_config());
+  for (const double bad : {-0.1, 2.5, std::nan("")})
+    EXPECT_NE(message_of([&] { tiny.model->skip_paths_below(bad); }).find("it must be between 0 and 2"),
+              std::string::npos)
+        << bad;
 }
 
 // Every key and every tensor that is missing or of another size is named.

@@ -26,6 +26,12 @@ inline HydraConfig tiny_hydra_config() {
   return c;
 }
 
+inline HydraConfig tiny_diagonal_config() {
+  HydraConfig c = tiny_hydra_config();
+  c.ssm_kind = SsmKind::kDiagonal;
+  return c;
+}
+
 // Only attention, in one block.
 inline HydraConfig attention_only_config() {
   HydraConfig c = tiny_hydra_config();
@@ -50,6 +56,7 @@ inline HydraTensors random_hydra_tensors(const HydraConfig& config, uint64_t see
         case TensorInit::kPathScales: values.push_back(0.7f + 0.2f * random.unit()); break;
         case TensorInit::kLogUniform: values.push_back(1.0f + random.unit()); break;
         case TensorInit::kTimeStep: values.push_back(-3.0f + random.unit()); break;
+        case TensorInit::kLogRate: values.push_back(-2.0f + random.unit()); break;
       }
   }
   return tensors;

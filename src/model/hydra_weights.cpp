@@ -36,7 +36,13 @@ HydraWeights HydraWeights::load(const GgufFile& file, const HydraConfig& c, OpCo
     w.controller_down = floats("controller_down.weight", {2 * d, c.controller_rank});
     w.controller_up = floats("controller_up.weight", {c.controller_rank, 3});
     w.controller_up_bias = floats("controller_up.bias", {3});
-    if (c.has_ssm) {
+    if (c.has_diagonal_ssm()) {
+      matrix("ssm_in.weight", 4 * d, d, w.ssm_in);
+      matrix("ssm_skip.weight", d, d, w.ssm_skip);
+      w.lambda = floats("ssm_lambda_log", {d});
+      for (float& rate : w.lambda) rate = std::exp(rate);
+    }
+    if (c.has_mamba2()) {
       matrix("ssm_in.weight", c.d_ssm_in(), d, w.ssm_in);
       matrix("ssm_out.weight", d, c.d_inner, w.ssm_out);
       w.conv_weight =

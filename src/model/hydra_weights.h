@@ -15,6 +15,8 @@ struct HydraBlockWeights {
   std::vector<float> controller_down, controller_up, controller_up_bias;
 
   PackedMatrix ssm_in, ssm_out;
+  PackedMatrix ssm_skip;                                      // diagonal: in place of ssm_out and all below
+  std::vector<float> lambda;                                  // [d_model]
   std::vector<float> conv_weight;                             // [d_conv, d_conv_channels]: transposed
   std::vector<float> conv_bias, dt_bias, A, ssm_d, ssm_norm;  // A = -exp(a_log)
 

@@ -56,6 +56,10 @@ class Model {
     return false;
   }
 
+  // From the next chunk on, a Hydra model leaves a path whose multiplier is below this out (model/hydra.h); 0, the default:
+  // none. Throws Error: kUsage outside [0, 2], kUnsupported where there are no such paths.
+  virtual void skip_paths_below(double multiplier);
+
   // For the search of spans. Throws Error (kOutOfMemory); the model must outlive it.
   virtual std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) = 0;
 

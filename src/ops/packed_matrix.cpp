@@ -280,6 +280,16 @@ int64_t packed_tile_bytes(DType type, int64_t d_in) {
 int64_t PackedMatrix::tile_bytes() const { return packed_tile_bytes(type, d_in); }
 bool PackedMatrix::is_quantized() const { return !is_float(type); }
 
+PackedMatrix first_rows(const PackedMatrix& matrix, int64_t n) {
+  POLYSPAN_CHECK(n % 16 == 0 && n <= matrix.d_out);
+  return {matrix.type, n, matrix.d_in, matrix.data};
+}
+
+PackedMatrix rows_from(const PackedMatrix& matrix, int64_t n) {
+  POLYSPAN_CHECK(n % 16 == 0 && n <= matrix.d_out);
+  return {matrix.type, matrix.d_out - n, matrix.d_in, matrix.tile(n / 16)};
+}
+
 int64_t packed_bytes(DType type, int64_t d_out, int64_t d_in) {
   return (d_out + kTileRows - 1) / kTileRows * packed_tile_bytes(type, d_in);
 }

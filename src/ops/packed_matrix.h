@@ -22,6 +22,10 @@ struct PackedMatrix {
   bool is_quantized() const;
 };
 
+// Views of rows [0, n) and [n, d_out). REQUIRES: n is a multiple of 16.
+PackedMatrix first_rows(const PackedMatrix& matrix, int64_t n);
+PackedMatrix rows_from(const PackedMatrix& matrix, int64_t n);
+
 // Bytes of a packed matrix; rows are padded to a multiple of 16. REQUIRES: d_in is a multiple of the type's block_len
 // (and of 32 for quantised types).
 int64_t packed_bytes(DType type, int64_t d_out, int64_t d_in);

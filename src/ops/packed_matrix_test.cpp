@@ -47,6 +47,26 @@ TEST(PackedMatrix, UnpacksToTheFilesValues) {
       }
 }
 
+TEST(PackedMatrix, ViewsOfRowsAreThoseRows) {
+  constexpr int64_t kRows = 40, kWidth = 256, kFirst = 16;
+  for (const DType type : {DType::kF32, DType::kQ8_0}) {
+    Random random(3);
+    const std::vector<std::byte> rows = random_rows(type, kRows, kWidth, random);
+    std::vector<std::byte> packed(static_cast<size_t>(packed_bytes(type, kRows, kWidth)));
+    pack_tiles(type, rows.data(), kRows, kWidth, 0, 3, packed.data());
+    const PackedMatrix all{type, kRows, kWidth, packed.data()};
+    const PackedMatrix first = first_rows(all, kFirst), others = rows_from(all, kFirst);
+    EXPECT_EQ(first.d_out, kFirst);
+    EXPECT_EQ(others.d_out, kRows - kFirst);
+    for (int64_t row = 0; row < kRows; ++row) {
+      std::vector<float> expected(kWidth), actual(kWidth, NAN);
+      unpack_row(all, row, expected.data());
+      unpack_row(row < kFirst ? first : others, row < kFirst ? row : row - kFirst, actual.data());
+      EXPECT_TRUE(actual == expected) << "row " << row;
+    }
+  }
+}
+
 // Rows of the last tile past d_out are zeros whatever lay there: their products are computed and thrown away, and must
 // not be NaN, which is slow on some machines.
 TEST(PackedMatrix, PadsTheLastTileWithZeros) {

@@ -60,6 +60,9 @@ TEST_F(Recipe, ConfigurationsSayWhatIsWrong) {
       {"[attention]\nn_heads = 4\nn_kv_heads = 3", "multiple of attention.n_kv_heads, 3"},
       {"[moe]\nn_experts = 1", "moe.n_active is 2; there are only 1 experts"},
       {"[pkm]\nlayers = [8]", "pkm.layers names block 8; the blocks are 0 to 7"},
+      {"[ssm]\nkind = \"diagnal\"", "c.toml:2: [ssm] kind is \"diagnal\"; did you mean diagonal?"},
+      {"[ssm]\nkind = \"rnn\"", "[ssm] kind is \"rnn\"; wanted mamba2 or diagonal"},
+      {"[ssm]\nkind = \"diagonal\"\nd_state = 16", "c.toml:3: [ssm] d_state is a size of mamba2; kind is diagonal"},
       {"[ssm]\nenabled = false\n[attention]\nevery = 0", "no block would see another token"},
       {"[[stage]]\nlength = 4", "[stage 1] steps is missing"},
       {"[run]\nprecision = \"fp8\"", "precision is \"fp8\"; wanted f32 or bf16"},
@@ -70,6 +73,7 @@ TEST_F(Recipe, ConfigurationsSayWhatIsWrong) {
   for (const auto& [text, part] : cases)
     EXPECT_NE(message(text).find(part), std::string::npos) << text << "\n  gave: " << message(text);
   EXPECT_EQ(message("[[stage]]\nsteps = 1\n"), "no error");
+  EXPECT_EQ(message("[model]\nd_model = 30\n[attention]\nhead_dim = 8\n[ssm]\nkind = \"diagonal\"\n"), "no error");
 }
 
 TEST_F(Recipe, TokenFilesComeBackAndAreCheckedAtEveryLength) {

@@ -25,6 +25,21 @@ void read_heads(TomlTable& table, Sizes& c) {
   table.read("head_dim", c.head_dim, 2, 512);
 }
 
+SsmKind read_ssm_kind(TomlTable& ssm) {
+  const std::string mamba2(ssm_kind_name(SsmKind::kMamba2)), diagonal(ssm_kind_name(SsmKind::kDiagonal));
+  std::string kind = mamba2;
+  ssm.read("kind", kind);
+  if (kind != mamba2 && kind != diagonal) {
+    const std::string nearest = nearest_name(kind, {mamba2, diagonal});
+    throw Error::bad_input(ssm.where("kind"), " is \"", kind, "\"; ",
+                           nearest.empty() ? "wanted mamba2 or diagonal" : "did you mean " + nearest + "?");
+  }
+  if (kind == mamba2) return SsmKind::kMamba2;
+  for (const char* key : {"d_inner", "head_dim", "d_state", "d_conv"})
+    if (ssm.has(key)) throw Error::bad_input(ssm.where(key), " is a size of mamba2; kind is diagonal, which has none");
+  return SsmKind::kDiagonal;
+}
+
 void read_hydra(TomlTable& file, HydraConfig& c) {
   TomlTable model = file.table("model");
   model.read("d_model", c.d_model, 1, kMostWidth);
@@ -38,6 +53,7 @@ void read_hydra(TomlTable& file, HydraConfig& c) {
   c.d_inner = 2 * c.d_model;
   TomlTable ssm = file.table("ssm");
   ssm.read("enabled", c.has_ssm);
+  c.ssm_kind = read_ssm_kind(ssm);
   ssm.read("d_inner", c.d_inner, 1, kMostWidth);
   ssm.read("head_dim", c.ssm_head_dim, 1, 1024);
   ssm.read("d_state", c.d_state, 1, 1024);

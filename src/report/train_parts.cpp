@@ -309,7 +309,8 @@ std::string sizes_words(const TrainConfig& config) {
     const HydraConfig& c = config.hydra;
     add("width", c.d_model), add("blocks", c.n_layers), add("chunk", c.chunk_len), add("vocabulary", c.vocab_size);
     if (!c.has_ssm) words.push_back("no state space");
-    if (c.has_ssm) add("state", c.d_state);
+    if (c.has_mamba2()) add("state", c.d_state);
+    if (c.has_diagonal_ssm()) words.push_back("diagonal state space");
     if (c.attention_every == 0) words.push_back("no attention");
     if (c.attention_every > 0) add("window", c.window), add("global tokens", c.n_global);
     if (c.moe_every > 0) add("experts", c.n_experts);
