@@ -167,27 +167,37 @@ TEST(HydraSkipping, IsAMultiplierOfZeroWithoutItsWork) {
   for (const HydraConfig& config : {tiny_hydra_config(), tiny_diagonal_config()})
     for (size_t path = 0; path < 3; ++path) {
       HydraTensors tensors = random_hydra_tensors(config, 12);
-      for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-        const std::string b = "blk." + std::to_string(layer) + ".";
-        std::vector<float>& up = tensors.at(b + "controller_up.weight");
-        std::fill_n(up.begin() + std::ssize(up) / 3 * static_cast<int64_t>(path), up.size() / 3, 0.0f);
-        tensors.at(b + "controller_up.bias")[path] = -80;  // a multiplier of 4e-35: what it adds is rounded away
-      }
-      const auto logits_of = [&](const HydraTensors& with, double skip_below) {
-        const TinyHydra tiny(config, with);
+      const auto set_bias = [&](float bias) {
+        for (int64_t layer = 0; layer < config.n_layers; ++layer)
+          tensors.at("blk." + std::to_string(layer) + ".controller_up.bias")[path] = bias;
+      };
+      const auto fill = [&](float value) {  // what only the path reads
+        for (auto& [name, values] : tensors) {
+          for (const std::string& part : unread[path])
+            if (name.ends_with(part)) std::fill(values.begin(), values.end(), value);
+          if (path == 0 && config.has_mamba2() && name.ends_with("ssm_in.weight"))
+            std::fill_n(values.begin(), config.d_inner * config.d_model, value);  // its rows of z
+        }
+      };
+      const auto logits = [&](double skip_below) {
+        const TinyHydra tiny(config, tensors);
         tiny.model->skip_paths_below(skip_below);
         return tiny.run(SpanPlan::dense(tiny.shape()), tokens);
       };
-      const std::vector<float> expected = logits_of(tensors, 0);
-      EXPECT_TRUE(logits_of(tensors, 0.001) == expected) << "path " << path;
-      for (auto& [name, values] : tensors) {
-        for (const std::string& part : unread[path])
-          if (name.ends_with(part)) std::fill(values.begin(), values.end(), NAN);
-        if (path == 0 && config.has_mamba2() && name.ends_with("ssm_in.weight"))
-          std::fill_n(values.begin(), config.d_inner * config.d_model, NAN);  // its rows of z
+      for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+        std::vector<float>& up = tensors.at("blk." + std::to_string(layer) + ".controller_up.weight");
+        std::fill_n(up.begin() + std::ssize(up) / 3 * static_cast<int64_t>(path), up.size() / 3, 0.0f);
       }
-      EXPECT_TRUE(logits_of(tensors, 0.001) == expected) << "path " << path;
-      EXPECT_FALSE(logits_of(tensors, 0) == expected) << "path " << path;
+      set_bias(-80);  // a multiplier of 4e-35: what it adds is rounded away
+      const std::vector<float> expected = logits(0);
+      EXPECT_TRUE(logits(0.001) == expected) << "path " << path;
+      fill(NAN);
+      EXPECT_TRUE(logits(0.001) == expected) << "path " << path;
+      set_bias(0);  // a multiplier of 1: not skipped, these weights are read
+      fill(0.125);
+      const std::vector<float> one = logits(0.001);
+      fill(0.25);
+      EXPECT_FALSE(logits(0.001) == one) << "path " << path;
     }
 }
 
