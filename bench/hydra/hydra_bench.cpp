@@ -65,6 +65,19 @@ struct Arguments {
   torch::Device place() const { return torch::Device(device == "cuda" ? torch::kCUDA : torch::kCPU); }
 };
 
+// False where the device's memory did not reach: the row says so.
+bool within_memory(Json& row, const std::function<void()>& measure) {
+  try {
+    measure();
+    return true;
+  } catch (const c10::Error& error) {
+    const std::string message = error.what_without_backtrace();
+    if (message.find("memory") == std::string::npos) throw;
+    row["error"] = "out of memory";
+    return false;
+  }
+}
+
 // Tokens a second of a forward pass and of a training step, a batch of `tokens` tokens at each length; random tokens.
 void lengths(const Arguments& a) {
   const torch::Device device = a.place();
@@ -104,17 +117,13 @@ void lengths(const Arguments& a) {
                     {"parameters", n_parameters},
                     {"libtorch", TORCH_VERSION}};
         reset_peak_device_bytes(device);
-        try {
+        const bool fits = within_memory(row, [&] {
           const std::vector<double> seconds =
               what == "train" ? seconds_of(step, a.reps, device) : seconds_of(forward, a.reps, device);
           row["tokens_per_s"] = static_cast<double>(a.tokens) / median(seconds);
           row["seconds"] = seconds;
-        } catch (const c10::Error& error) {
-          const std::string message = error.what_without_backtrace();
-          if (message.find("memory") == std::string::npos) throw;
-          row["error"] = "out of memory";
-          if (optimizer) optimizer->drop_gradients();
-        }
+        });
+        if (!fits && optimizer) optimizer->drop_gradients();
         row["peak_device_bytes"] = peak_device_bytes(device);
         put(row);
         empty_device_cache(device);
@@ -146,7 +155,7 @@ void decode(const Arguments& a) {
                   {"threads", at::get_num_threads()},
                   {"libtorch", TORCH_VERSION}};
       reset_peak_device_bytes(device);
-      try {
+      within_memory(row, [&] {
         const std::unique_ptr<Decoder> decoder = make_decoder(config, *model, depth + a.gen * (a.reps + 1));
         decoder->pretend(depth);
         torch::Tensor token = torch::zeros({1}, torch::TensorOptions().dtype(torch::kInt64).device(device));
@@ -158,11 +167,7 @@ void decode(const Arguments& a) {
         row["tokens_per_s"] = static_cast<double>(a.gen) / median(seconds);
         row["seconds"] = seconds;
         row["state_bytes"] = decoder->state_bytes();
-      } catch (const c10::Error& error) {
-        const std::string message = error.what_without_backtrace();
-        if (message.find("memory") == std::string::npos) throw;
-        row["error"] = "out of memory";
-      }
+      });
       row["peak_device_bytes"] = peak_device_bytes(device);
       put(row);
       empty_device_cache(device);

@@ -60,8 +60,7 @@ void ModelOptions::add_to(CLI::App& app) {
   app.add_option("--kv", kv, "element type of the KV cache: f16, bf16, q8 or f8 (on a GPU only)")
       ->capture_default_str();
   app.add_option("-t,--threads", threads, "threads (default: physical cores)")->check(CLI::Range(1, 1024));
-  app.add_option("--isa", isa,
-                 "instruction level: scalar, avx2, avx512 or avx512bf16 (default: the best of this machine)");
+  app.add_option("--isa", isa, "instruction level: " + isa_names() + " (default: the best of this machine)");
   app.add_option("--device", device, "where the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one)")
       ->capture_default_str();
   app.add_option(
@@ -74,8 +73,7 @@ void ModelOptions::add_to(CLI::App& app) {
 std::unique_ptr<Engine> ModelOptions::load() const {
   if (!isa.empty()) {
     const std::optional<IsaLevel> level = isa_by_name(isa);
-    if (!level)
-      throw Error::usage("instruction level \"", isa, "\" is not known; wanted scalar, avx2, avx512 or avx512bf16");
+    if (!level) throw Error::usage("instruction level \"", isa, "\" is not known; wanted ", isa_names());
     const std::vector<IsaLevel> supported = supported_isa_levels();
     if (std::find(supported.begin(), supported.end(), *level) == supported.end())
       throw Error::unsupported("this machine does not have the instructions of ", isa, "; its best level is ",

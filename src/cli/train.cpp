@@ -108,8 +108,7 @@ void add_prepare(CLI::App& app) {
   command->add_option("--tokenizer", a->tokenizer, "bytes, or a GGUF file whose tokenizer encodes the text")
       ->capture_default_str();
   command->add_option("-o,--output", a->out, "token file to write")->required();
-  command->add_option("--task", a->task,
-                      "a synthetic task instead of text: recall, copy, chain, facts, passkey or phonebook");
+  command->add_option("--task", a->task, "a synthetic task instead of text: " + std::string(kTaskNames));
   command->add_option("--length", a->options.length, "of a task: tokens of an example")->capture_default_str();
   command
       ->add_option(

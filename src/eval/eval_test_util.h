@@ -25,24 +25,12 @@ inline std::string contents(const std::filesystem::path& path) { return std::str
 
 class TemporaryFile {
  public:
-  explicit TemporaryFile(std::string_view contents) {
-    std::string name = (std::filesystem::temp_directory_path() / "polyspan-eval-XXXXXX").string();
-    const int file = mkstemp(name.data());
-    EXPECT_GE(file, 0);
-    close(file);
-    path_ = name;
-    write_file_atomically(path_, contents);
-  }
-  ~TemporaryFile() {
-    std::error_code ignored;
-    std::filesystem::remove(path_, ignored);
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  explicit TemporaryFile(std::string_view contents) { write_file_atomically(path_, contents); }
   const std::filesystem::path& path() const { return path_; }
 
  private:
-  std::filesystem::path path_;
+  const TemporaryFolder folder_;
+  const std::filesystem::path path_ = folder_.path() / "file";
 };
 
 }  // namespace polyspan::testing_util

@@ -48,11 +48,6 @@ torch::TensorOptions cache_options(const torch::TensorOptions& options) {
 
 int64_t bytes_of(const torch::Tensor& tensor) { return tensor.defined() ? static_cast<int64_t>(tensor.nbytes()) : 0; }
 
-torch::Tensor swiglu(const torch::Tensor& x, const torch::Tensor& gate, const torch::Tensor& up,
-                     const torch::Tensor& down) {
-  return not_bf16(torch::linear(torch::silu(torch::linear(x, gate)) * torch::linear(x, up), down));
-}
-
 class TransformerDecoder final : public Decoder {
  public:
   TransformerDecoder(const TransformerSizes& sizes, const Parameters& parameters, int64_t capacity)
@@ -76,11 +71,11 @@ class TransformerDecoder final : public Decoder {
       const torch::Tensor read = attend(rotation.of(heads("attn_q.weight")), keys.narrow(1, 0, position_ + 1),
                                         values.narrow(1, 0, position_ + 1), {});
       x = x + torch::linear(read, w["attn_output.weight"]);
-      x = x + swiglu(rms_norm(x, w["ffn_norm.weight"], c_.norm_eps), w["ffn_gate.weight"], w["ffn_up.weight"],
-                     w["ffn_down.weight"]);
+      x = x + not_bf16(swiglu(rms_norm(x, w["ffn_norm.weight"], c_.norm_eps), w["ffn_gate.weight"], w["ffn_up.weight"],
+                              w["ffn_down.weight"]));
     }
     ++position_;
-    return torch::linear(rms_norm(x, parameters_["output_norm.weight"], c_.norm_eps), parameters_["token_embd.weight"]);
+    return output_logits(parameters_, x, c_.norm_eps);
   }
 
   void pretend(int64_t n_tokens) override { position_ = n_tokens; }
@@ -157,7 +152,7 @@ class HydraDecoder final : public Decoder {
       s.chunk_sum = torch::zeros_like(s.chunk_sum);
     }
     ++position_;
-    return torch::linear(rms_norm(x, parameters_["output_norm.weight"], c_.norm_eps), parameters_["token_embd.weight"]);
+    return output_logits(parameters_, x, c_.norm_eps);
   }
 
   void pretend(int64_t n_tokens) override {
@@ -227,8 +222,9 @@ class HydraDecoder final : public Decoder {
     torch::Tensor sum;
     for (size_t i = 0; i < s.experts.size(); ++i) {
       const int64_t e = s.experts[i];
-      const torch::Tensor y = swiglu(n, w["moe_gate.weight"][e], w["moe_up.weight"][e], w["moe_down.weight"][e]) *
-                              s.expert_weights[static_cast<int64_t>(i)];
+      const torch::Tensor y =
+          not_bf16(swiglu(n, w["moe_gate.weight"][e], w["moe_up.weight"][e], w["moe_down.weight"][e])) *
+          s.expert_weights[static_cast<int64_t>(i)];
       sum = i == 0 ? y : sum + y;
     }
     return sum;

@@ -91,8 +91,7 @@ ForwardOutput HydraModel::forward(const torch::Tensor& tokens, const StageSwitch
   torch::Tensor x = torch::embedding(parameters_["token_embd.weight"], ids);
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) x = block(layer, x, switches, out);
   if (n_padded > 0) x = x.slice(1, 0, n_tokens);
-  out.logits =
-      torch::linear(rms_norm(x, parameters_["output_norm.weight"], config_.norm_eps), parameters_["token_embd.weight"]);
+  out.logits = output_logits(parameters_, x, config_.norm_eps);
   return out;
 }
 

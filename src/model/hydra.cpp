@@ -230,9 +230,12 @@ void HydraEngineModel::end_part(const HydraBlockState& b, const Part& part) {
 
 void HydraEngineModel::add_path(int64_t which) {
   const int64_t d = hydra_.d_model;
-  for (const Part& part : parts_)
-    for (int64_t t = part.row; t < part.row + part.n && multiplier(part, which) != 0; ++t)
-      kernels().add_scaled_row(act_.path.data() + t * d, multiplier(part, which), d, act_.x.data() + t * d);
+  for (const Part& part : parts_) {
+    const float scale = multiplier(part, which);
+    if (scale == 0) continue;
+    for (int64_t t = part.row; t < part.row + part.n; ++t)
+      kernels().add_scaled_row(act_.path.data() + t * d, scale, d, act_.x.data() + t * d);
+  }
 }
 
 std::vector<HydraEngineModel::RowRun> HydraEngineModel::used_rows(int64_t which) const {

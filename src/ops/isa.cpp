@@ -90,6 +90,12 @@ Selection& selection() {
 
 std::string_view isa_name(IsaLevel level) { return kNames[static_cast<size_t>(level)]; }
 
+std::string isa_names() {
+  std::string names(kNames[0]);
+  for (size_t i = 1; i < kNames.size(); ++i) names.append(i + 1 < kNames.size() ? ", " : " or ").append(kNames[i]);
+  return names;
+}
+
 std::vector<IsaLevel> supported_isa_levels() {
   std::vector<IsaLevel> levels;
   for (IsaLevel level : {IsaLevel::kScalar, IsaLevel::kAvx2, IsaLevel::kAvx512, IsaLevel::kAvx512Bf16})

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -12,6 +13,7 @@ namespace polyspan {
 enum class IsaLevel { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 
 std::string_view isa_name(IsaLevel level);
+std::string isa_names();  // of all: "scalar, avx2, ... or avx512bf16"
 // Levels that this machine can run, lowest first.
 std::vector<IsaLevel> supported_isa_levels();
 IsaLevel current_isa();

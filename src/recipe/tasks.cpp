@@ -110,11 +110,13 @@ void passkey(const TaskOptions& o, RandomSource& random, Writer out) {
   std::string key;
   for (int64_t i = 0; i < o.pairs; ++i) key += digit(random);
   const int64_t filler = o.length + 1 - 2 * o.pairs - 5, place = random.between(0, filler);
-  for (int64_t i = 0; i <= filler; ++i) {
-    if (i == place)
-      for (const char c : "K=" + key + ";") out.put(c);
-    if (i < filler) out.put(random.below(6) == 0 ? ' ' : static_cast<char>('a' + random.below(kLetters)));
-  }
+  const auto noise = [&](int64_t n) {
+    for (int64_t i = 0; i < n; ++i)
+      out.put(random.below(6) == 0 ? ' ' : static_cast<char>('a' + random.below(kLetters)));
+  };
+  noise(place);
+  for (const char c : "K=" + key + ";") out.put(c);
+  noise(filler - place);
   out.put('K'), out.put('?');
   for (const char c : key) out.put(c, true);
 }
@@ -187,7 +189,7 @@ TaskExamples make_task(const TaskOptions& o) {
     out.chance = 0.1;
     make = phonebook;
   } else {
-    throw Error::usage("task \"", o.task, "\" is not known; wanted recall, copy, chain, facts, passkey or phonebook");
+    throw Error::usage("task \"", o.task, "\" is not known; wanted ", kTaskNames);
   }
   for (int64_t i = 0; i < o.examples; ++i) {
     RandomSource random{o.seed, static_cast<uint64_t>(i)};

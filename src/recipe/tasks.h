@@ -3,9 +3,12 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace polyspan {
+
+inline constexpr std::string_view kTaskNames = "recall, copy, chain, facts, passkey or phonebook";
 
 struct TaskOptions {
   std::string task = "recall";
