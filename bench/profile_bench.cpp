@@ -55,7 +55,7 @@ int64_t free_bytes([[maybe_unused]] bool on_gpu) {
   return 0;
 }
 
-void measure(Model& model, const std::vector<int64_t>& lengths, double density, int reps) {
+void measure(Model& model, const std::vector<int64_t>& lengths, double density, int64_t n_targets, int reps) {
   const bool on_gpu = model.device() != "cpu";
   const ModelConfig& c = model.config();
   const auto start = std::chrono::steady_clock::now();
@@ -70,7 +70,7 @@ void measure(Model& model, const std::vector<int64_t>& lengths, double density, 
       for (int64_t i = 0; i < n; ++i)
         tokens.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(c.vocab_size)));
       std::vector<int64_t> targets, candidates;
-      for (int64_t i = n - 8; i < n; ++i) targets.push_back(i);
+      for (int64_t i = std::max<int64_t>(1, n - n_targets); i < n; ++i) targets.push_back(i);
       for (int64_t i = 0; i < 16; ++i) candidates.push_back(std::max<int64_t>(64, n * i / 16));
       candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
       candidates.push_back(n);
@@ -99,6 +99,7 @@ int main(int argc, char** argv) {
   std::string path, shape, device = "cpu", isa;
   std::vector<int64_t> lengths = {1024, 2048, 4096};
   int threads = 0, reps = 1;
+  int64_t n_targets = 8;
   double density = 1;
   CLI::App app{"Time and memory of one profile sample"};
   CLI::Option* const model_option = app.add_option("model", path);
@@ -108,6 +109,9 @@ int main(int argc, char** argv) {
   app.add_option("--density", density, "of a uniform plan that the sample runs under");
   app.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
   app.add_option("--isa", isa, "instruction level of the CPU (default: the best of this machine)");
+  app.add_option("--targets", n_targets,
+                 "tokens at the end that the loss is taken on: pass keys have about 8, text half of it")
+      ->capture_default_str();
   app.add_option("--reps", reps);
   app.add_option("-t", threads);
   CLI11_PARSE(app, argc, argv);
@@ -115,11 +119,11 @@ int main(int argc, char** argv) {
     if (!isa.empty()) select_isa(isa_by_name(isa).value());
     if (path.empty() && shape.empty()) throw Error::usage("a model file or --random SHAPE is wanted");
     if (!shape.empty()) {
-      measure(*random_model(shape), lengths, density, reps);
+      measure(*random_model(shape), lengths, density, n_targets, reps);
     } else {
       const auto engine =
           Engine::load(path, threads > 0 ? threads : default_thread_count(), no_progress(), parse_device(device));
-      measure(engine->model(), lengths, density, reps);
+      measure(engine->model(), lengths, density, n_targets, reps);
     }
   } catch (const Error& error) {
     std::fprintf(stderr, "polyspan-profile-bench: %s\n", error.what());

@@ -24,10 +24,15 @@ TransformerProfiler::TransformerProfiler(const ModelConfig& config, const Weight
       context_(context),
       transposed_(weights, context, progress),
       q_dim_(config.n_heads * config.head_dim),
-      kv_dim_(config.n_kv_heads * config.head_dim) {
+      kv_dim_(config.n_kv_heads * config.head_dim),
+      rounds_(
+          std::none_of(weights.layers.begin(), weights.layers.end(),
+                       [](const LayerWeights& w) { return w.gate.type == DType::kF32 || w.up.type == DType::kF32; })),
+      kept_(config, rounds_) {
   const auto size = [](int64_t width) { return static_cast<size_t>(kChunk * width); };
   normed_.resize(size(config.d_model)), mid_.resize(size(config.d_model)), d_normed_.resize(size(config.d_model));
   gate_.resize(size(config.d_ff)), up_.resize(size(config.d_ff)), d_act_.resize(size(config.d_ff));
+  gate_up_.resize(size(2 * config.d_ff));
   blocks_.resize(size(std::max({config.d_model, q_dim_, config.d_ff})) / kBlockCols +
                  static_cast<size_t>(kTargetChunk * config.vocab_size / kBlockCols) + 1);
 }
@@ -36,22 +41,29 @@ GradientShape TransformerProfiler::gradient_shape(int64_t n_tokens) const {
   return {n_tokens, config_.n_heads, config_.n_kv_heads, config_.head_dim};
 }
 
-int64_t TransformerProfiler::bytes_needed(int64_t n) const {
+int64_t TransformerProfiler::stored_bytes(int64_t n) const {
   const int64_t stored = config_.n_layers * (config_.d_model + q_dim_ + config_.n_heads) + config_.d_model;
   const int64_t one_layer = 3 * q_dim_ + 4 * kv_dim_ + config_.d_model;
   return floats(n * (stored + one_layer)) + SpanGradient::bytes_needed(gradient_shape(n));
 }
 
+int64_t TransformerProfiler::bytes_needed(int64_t n) const {
+  return stored_bytes(n) + kept_.bytes_needed(n, kept_bytes_);
+}
+
 void TransformerProfiler::check_memory(int64_t n) const {
-  check_memory_available(bytes_needed(n), "profiling samples of " + std::to_string(n) + " tokens");
+  check_memory_available(stored_bytes(n), "profiling samples of " + std::to_string(n) + " tokens");
+}
+
+void TransformerProfiler::set_kept_bytes(int64_t bytes) {
+  kept_bytes_ = bytes;
+  n_tokens_ = 0;
 }
 
 void TransformerProfiler::reserve(int64_t n) {
   if (n == n_tokens_) return;
   n_tokens_ = 0;
   attention_op_.reset();
-  memory_ = HugeBuffer();
-  check_memory(n);
   const int64_t d = config_.d_model, n_layers = config_.n_layers;
   const int64_t sizes[] = {(n_layers + 1) * d,
                            n_layers * q_dim_,
@@ -66,7 +78,13 @@ void TransformerProfiler::reserve(int64_t n) {
   float** const views[] = {&inputs_, &attention_, &log_sum_, &q_, &k_, &v_, &d_q_, &d_k_, &d_v_, &d_attention_};
   int64_t width = 0;
   for (const int64_t size : sizes) width += size;
-  memory_ = HugeBuffer(floats(n * width), "the stored activations of a profile");
+  if (memory_.size_bytes() < floats(n * width)) {
+    kept_.release();
+    memory_ = HugeBuffer();
+    check_memory(n);
+    memory_ = HugeBuffer(floats(n * width), "the stored activations of a profile");
+  }
+  kept_.reserve(n, kept_bytes_);
   float* at = memory_.as<float>().data();
   for (size_t i = 0; i < std::size(sizes); ++i) {
     *views[i] = at;
@@ -107,28 +125,63 @@ void TransformerProfiler::norm_gradient(const float* x, const std::vector<float>
   });
 }
 
+TransformerProfiler::Attended TransformerProfiler::attended(int64_t layer) const {
+  if (kept_.has_attention(layer)) return {kept_.q(layer), kept_.k(layer), kept_.v(layer)};
+  return {q_, k_, v_};
+}
+
 void TransformerProfiler::queries_and_keys(int64_t layer) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  const Attended to = attended(layer);
   const auto bias = [](const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
   for_each_chunk([&](const Rows& rows) {
     norm(layer_input(layer, rows.first), w.attn_norm, rows.n, normed_.data());
-    const MatmulOutput qkv[] = {{&w.q, bias(w.q_bias), q_ + rows.first * q_dim_, q_dim_, Epilogue::kStore},
-                                {&w.k, bias(w.k_bias), k_ + rows.first * kv_dim_, kv_dim_, Epilogue::kStore},
-                                {&w.v, bias(w.v_bias), v_ + rows.first * kv_dim_, kv_dim_, Epilogue::kStore}};
+    const MatmulOutput qkv[] = {{&w.q, bias(w.q_bias), to.q + rows.first * q_dim_, q_dim_, Epilogue::kStore},
+                                {&w.k, bias(w.k_bias), to.k + rows.first * kv_dim_, kv_dim_, Epilogue::kStore},
+                                {&w.v, bias(w.v_bias), to.v + rows.first * kv_dim_, kv_dim_, Epilogue::kStore}};
     matmul(input(normed_.data(), rows.n, config_.d_model), qkv, context_);
   });
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  apply_rope(config_.rope, rope_, q_, n_tokens_, q_dim_, config_.n_heads, config_.head_dim, scale, context_);
-  apply_rope(config_.rope, rope_, k_, n_tokens_, kv_dim_, config_.n_kv_heads, config_.head_dim, 1.0f, context_);
-  attention_op_->set_keys(k_, v_, context_);
+  apply_rope(config_.rope, rope_, to.q, n_tokens_, q_dim_, config_.n_heads, config_.head_dim, scale, context_);
+  apply_rope(config_.rope, rope_, to.k, n_tokens_, kv_dim_, config_.n_kv_heads, config_.head_dim, 1.0f, context_);
 }
 
 void TransformerProfiler::middle(int64_t layer, const Rows& rows, float* out) {
   const float* x = layer_input(layer, rows.first);
-  std::copy(x, x + rows.n * config_.d_model, out);
+  context_.team().split(rows.n, [&](int64_t begin, int64_t end, int) {
+    std::copy(x + begin * config_.d_model, x + end * config_.d_model, out + begin * config_.d_model);
+  });
   const MatmulOutput attn_out[] = {
       {&weights_.layers[static_cast<size_t>(layer)].attn_out, nullptr, out, config_.d_model, Epilogue::kAdd}};
   matmul(input(attention_out(layer, rows.first), rows.n, q_dim_), attn_out, context_);
+}
+
+void TransformerProfiler::gate_and_up(int64_t layer, const Rows& rows, const float* mid) {
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  norm(mid, w.ffn_norm, rows.n, normed_.data());
+  const MatmulOutput both[] = {{&w.gate, nullptr, gate_.data(), config_.d_ff, Epilogue::kStore},
+                               {&w.up, nullptr, up_.data(), config_.d_ff, Epilogue::kStore}};
+  matmul(input(normed_.data(), rows.n, config_.d_model), both, context_);
+}
+
+void TransformerProfiler::keep_ffn(int64_t layer, const Rows& rows, float* x) {
+  const int64_t d = config_.d_model, d_ff = config_.d_ff;
+  float* mid = kept_.middle(layer, rows.first);
+  middle(layer, rows, mid);
+  gate_and_up(layer, rows, mid);
+  context_.team().split(rows.n, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      float *gate = gate_.data() + row * d_ff, *up = up_.data() + row * d_ff;
+      to_halves(gate, up, kept_.gate_up(layer, rows.first + row));
+      kernels().swiglu_row(gate, up, d_ff, gate);
+      std::copy(mid + row * d, mid + (row + 1) * d, x + row * d);
+    }
+  });
+}
+
+void TransformerProfiler::to_halves(const float* gate, const float* up, uint16_t* out) const {
+  kernels().to_f16_row(gate, config_.d_ff, out);
+  kernels().to_f16_row(up, config_.d_ff, out + config_.d_ff);
 }
 
 std::vector<TargetScore> TransformerProfiler::forward(const ProfileRequest& request) {
@@ -141,13 +194,19 @@ std::vector<TargetScore> TransformerProfiler::forward(const ProfileRequest& requ
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
     queries_and_keys(layer);
-    attention_op_->forward(q_, request.spans.data() + layer * config_.n_heads, attention_out(layer, 0), log_sum(layer),
-                           context_);
+    const Attended to = attended(layer);
+    attention_op_->set_keys(to.k, to.v, context_);
+    attention_op_->forward(to.q, request.spans.data() + layer * config_.n_heads, attention_out(layer, 0),
+                           log_sum(layer), context_);
     for_each_chunk([&](const Rows& rows) {
       float* x = layer_input(layer + 1, rows.first);
-      middle(layer, rows, x);
-      norm(x, w.ffn_norm, rows.n, normed_.data());
-      matmul_swiglu(input(normed_.data(), rows.n, d), w.gate, w.up, gate_.data(), context_);
+      if (kept_.has_ffn(layer)) {
+        keep_ffn(layer, rows, x);
+      } else {
+        middle(layer, rows, x);
+        norm(x, w.ffn_norm, rows.n, normed_.data());
+        matmul_swiglu(input(normed_.data(), rows.n, d), w.gate, w.up, gate_.data(), context_);
+      }
       const MatmulOutput down[] = {{&w.down, nullptr, x, d, Epilogue::kAdd}};
       matmul(input(gate_.data(), rows.n, config_.d_ff), down, context_);
     });
@@ -217,18 +276,25 @@ void TransformerProfiler::ffn_backward(int64_t layer) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const TransposedLayer& t = transposed_.layers[static_cast<size_t>(layer)];
   const int64_t d = config_.d_model, d_ff = config_.d_ff;
+  const bool kept = kept_.has_ffn(layer);
   for_each_chunk([&](const Rows& rows) {
     float* gradient = gradient_.data() + rows.first * d;
-    middle(layer, rows, mid_.data());
-    norm(mid_.data(), w.ffn_norm, rows.n, normed_.data());
-    const MatmulOutput gate_up[] = {{&w.gate, nullptr, gate_.data(), d_ff, Epilogue::kStore},
-                                    {&w.up, nullptr, up_.data(), d_ff, Epilogue::kStore}};
-    matmul(input(normed_.data(), rows.n, d), gate_up, context_);
+    const float* mid = kept ? kept_.middle(layer, rows.first) : mid_.data();
+    if (!kept) {
+      middle(layer, rows, mid_.data());
+      gate_and_up(layer, rows, mid);
+    }
     const MatmulOutput down[] = {{&t.down, nullptr, d_act_.data(), d_ff, Epilogue::kStore}};
     matmul(input(gradient, rows.n, d), down, context_);
     context_.team().split(rows.n, [&](int64_t begin, int64_t end, int) {
       for (int64_t row = begin; row < end; ++row) {
         float *gate = gate_.data() + row * d_ff, *up = up_.data() + row * d_ff;
+        if (rounds_) {
+          uint16_t* halves = kept ? kept_.gate_up(layer, rows.first + row) : gate_up_.data() + row * 2 * d_ff;
+          if (!kept) to_halves(gate, up, halves);
+          kernels().from_f16_row(halves, d_ff, gate);
+          kernels().from_f16_row(halves + d_ff, d_ff, up);
+        }
         kernels().swiglu_gradient_row(gate, up, d_act_.data() + row * d_ff, d_ff, gate, up);
       }
     });
@@ -236,7 +302,7 @@ void TransformerProfiler::ffn_backward(int64_t layer) {
     matmul(input(gate_.data(), rows.n, d_ff), of_gate, context_);
     const MatmulOutput of_up[] = {{&t.up, nullptr, d_normed_.data(), d, Epilogue::kAdd}};
     matmul(input(up_.data(), rows.n, d_ff), of_up, context_);
-    norm_gradient(mid_.data(), w.ffn_norm, d_normed_.data(), rows.n, gradient);
+    norm_gradient(mid, w.ffn_norm, d_normed_.data(), rows.n, gradient);
   });
 }
 
@@ -248,10 +314,12 @@ void TransformerProfiler::attention_backward(int64_t layer, const ProfileRequest
     const MatmulOutput out[] = {{&t.attn_out, nullptr, d_attention_ + rows.first * q_dim_, q_dim_, Epilogue::kStore}};
     matmul(input(gradient_.data() + rows.first * d, rows.n, d), out, context_);
   });
-  queries_and_keys(layer);
+  if (!kept_.has_attention(layer)) queries_and_keys(layer);
+  const Attended from = attended(layer);
+  attention_op_->set_keys(from.k, from.v, context_);
   const bool go_on = layer > 0 || request.input_gradient;
   const size_t at = influence.at(layer, 0, 0);
-  attention_op_->backward({.q = q_,
+  attention_op_->backward({.q = from.q,
                            .spans = request.spans.data() + layer * config_.n_heads,
                            .out = attention_out(layer, 0),
                            .log_sum = log_sum(layer),

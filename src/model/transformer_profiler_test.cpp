@@ -153,6 +153,66 @@ TEST(TransformerProfiler, ThreadsAndRepetitionsChangeNoBit) {
   }
 }
 
+// Whatever is kept, and wherever it ends: the same bits. What does not fit is not taken.
+TEST(TransformerProfiler, WhatIsKeptChangesNoBit) {
+  for (const DType type : {DType::kF32, DType::kQ4_1}) {
+    RandomModelConfig config = tiny("qwen2", type);
+    TinyModel t(config, 2);
+    const std::vector<int32_t> tokens = random_tokens(t, 700, 5);
+    const std::vector<int64_t> targets = {300, 690, 699}, candidates = {64, 256, 700};
+    const std::vector<AttentionSpan> spans(static_cast<size_t>(config.n_layers * config.n_heads), {256, 64});
+    const ProfileRequest request{tokens, targets, spans, candidates, ProfileLoss::kCrossEntropy, true};
+    const auto profiler = t.model->make_span_profiler(no_progress());
+    auto& transformer = dynamic_cast<TransformerProfiler&>(*profiler);
+    struct Result {
+      double log_probability;
+      std::vector<double> span, square;
+      std::vector<float> gradient;
+      bool operator==(const Result&) const = default;
+    };
+    const auto with = [&](int64_t kept_bytes) {
+      transformer.set_kept_bytes(kept_bytes);
+      const double score = profiler->forward(request).back().log_probability;
+      SpanInfluence influence = profiler->backward(request);
+      const std::span<const float> gradient = profiler->input_gradient();
+      return Result{score, influence.span, influence.span_square, {gradient.begin(), gradient.end()}};
+    };
+    const Result none = with(0), all = with(TransformerProfiler::kKeptBytes);
+    const int64_t most = transformer.bytes_needed(700);
+    EXPECT_TRUE(all == none);
+    transformer.set_kept_bytes(0);
+    const int64_t least = transformer.bytes_needed(700);
+    ASSERT_GT(most, least);
+    for (int64_t part = 1; part < 8; ++part) {
+      const int64_t budget = (most - least) * part / 8;
+      EXPECT_TRUE(with(budget) == none) << part << " eighths";
+      EXPECT_LE(transformer.bytes_needed(700), least + budget);
+    }
+  }
+}
+
+TEST(KeptLayers, TakeWhatTheBudgetHolds) {
+  ModelConfig config;
+  config.n_layers = 3, config.d_model = 20, config.d_ff = 30, config.n_heads = 4, config.n_kv_heads = 2;
+  config.head_dim = 5;
+  KeptLayers kept(config, true);
+  constexpr int64_t kTokens = 7, kFfn = 4 * kTokens * (20 + 30), kAttention = 4 * kTokens * (20 + 2 * 10);
+  EXPECT_EQ(kept.bytes_needed(kTokens, kFfn - 1), kAttention);  // queries, keys and values are less
+  EXPECT_EQ(kept.bytes_needed(kTokens, 1 << 20), 3 * (kFfn + kAttention));
+  const int64_t budget = 3 * kFfn + 2 * kAttention;
+  kept.reserve(kTokens, budget + kAttention - 1);
+  EXPECT_TRUE(kept.has_ffn(2) && kept.has_attention(1) && !kept.has_attention(2) && !kept.has_ffn(3));
+  EXPECT_EQ(kept.v(1) + kTokens * 10 - kept.middle(0, 0), budget / 4);
+  EXPECT_EQ(reinterpret_cast<float*>(kept.gate_up(2, kTokens)), kept.q(0));
+  kept.reserve(2 * kTokens, budget + kAttention - 1);
+  EXPECT_TRUE(kept.has_ffn(1) && !kept.has_ffn(2) && !kept.has_attention(0));
+  kept.release();
+  EXPECT_FALSE(kept.has_ffn(0) || kept.has_attention(0));
+  kept.reserve(kTokens, int64_t{1} << 60);  // not free
+  EXPECT_FALSE(kept.has_ffn(0) || kept.has_attention(0));
+  EXPECT_EQ(KeptLayers(config, false).bytes_needed(kTokens, 1 << 20), 3 * kAttention);
+}
+
 // Quantised weights are transposed at 8 bits: the effects stay close to those of the same weights as floats.
 TEST(TransformerProfiler, EightBitTransposeIsClose) {
   RandomModelConfig config = tiny("llama", DType::kQ8_0);

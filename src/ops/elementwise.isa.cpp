@@ -59,6 +59,26 @@ void swiglu_gradient_row(const float* gate, const float* up, const float* d_y, i
   }
 }
 
+void to_f16_row(const float* x, int64_t n, uint16_t* out) {
+  const F32x16 largest = broadcast(65504.0f), smallest = broadcast(-65504.0f);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = n - i >= kLanes ? kLanes : n - i;
+    uint16_t last[kLanes];
+    uint16_t* to = lanes == kLanes ? out + i : last;
+    store_f16(to, max(min(load_first(x + i, lanes), largest), smallest));
+    if (to == last) std::memcpy(out + i, last, static_cast<size_t>(lanes) * sizeof last[0]);
+  }
+}
+
+void from_f16_row(const uint16_t* x, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = n - i >= kLanes ? kLanes : n - i;
+    uint16_t last[kLanes] = {};
+    if (lanes < kLanes) std::memcpy(last, x + i, static_cast<size_t>(lanes) * sizeof last[0]);
+    store_first(out + i, load_f16(lanes == kLanes ? x + i : last), lanes);
+  }
+}
+
 void add_row(const float* x, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = n - i >= kLanes ? kLanes : n - i;

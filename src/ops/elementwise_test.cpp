@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "ops/kernels.h"
 #include "ops/test_util.h"
@@ -69,6 +70,33 @@ TEST(Elementwise, SwigluAndAdd) {
       std::copy(gate.begin(), gate.end(), total.data());
       kernels().add_row(up.data(), n, total.data());
       ASSERT_NO_FATAL_FAILURE(expect_close(total.values(), sum, [&](size_t i) { return 0x1p-24 * std::abs(sum[i]); }));
+    });
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST(Elementwise, RowsOfF16) {
+  for (const int64_t n : lengths()) {
+    SCOPED_TRACE(testing::Message() << "n " << n);
+    Random random(static_cast<uint64_t>(n));
+    std::vector<float> x = random.vector(n, 300.0f);
+    const float special[] = {0.0f, -0.0f, 1e-7f, 65504.0f, -65519.0f, 1e30f, -std::numeric_limits<float>::infinity()};
+    for (size_t i = 0; i < std::min(x.size(), std::size(special)); ++i) x[x.size() - 1 - i] = special[i];
+    std::vector<uint16_t> expected;
+    std::vector<float> back;
+    for (const float value : x) {
+      expected.push_back(f32_to_f16(std::clamp(value, -65504.0f, 65504.0f)));
+      back.push_back(f16_to_f32(expected.back()));
+    }
+    for_each_isa([&] {
+      std::vector<uint16_t> halves(x.size() + 1, 0x7777);  // one behind, which stays
+      kernels().to_f16_row(x.data(), n, halves.data());
+      EXPECT_EQ(halves.back(), 0x7777);
+      halves.pop_back();
+      ASSERT_EQ(halves, expected);
+      Poisoned floats(n);
+      kernels().from_f16_row(halves.data(), n, floats.data());
+      ASSERT_NO_FATAL_FAILURE(expect_same_bits(floats.values(), back));
     });
     if (HasFatalFailure()) return;
   }

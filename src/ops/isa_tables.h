@@ -11,6 +11,8 @@ void rmsnorm_row(const float* x, const float* weight, int64_t n, float eps, floa
 void swiglu_row(const float* gate, const float* up, int64_t n, float* out);
 void rmsnorm_gradient_row(const float* x, const float* weight, const float* d_y, int64_t n, float eps, float* d_x);
 void swiglu_gradient_row(const float* gate, const float* up, const float* d_y, int64_t n, float* d_gate, float* d_up);
+void to_f16_row(const float* x, int64_t n, uint16_t* out);
+void from_f16_row(const uint16_t* x, int64_t n, float* out);
 void rope_row(const RopeRowArgs& args);
 void add_row(const float* x, int64_t n, float* out);
 void write_kv_slot(KvType type, const float* k, const float* v, int64_t head_dim, int64_t head_dim_padded,

@@ -201,6 +201,9 @@ struct Kernels {
   void (*rmsnorm_gradient_row)(const float* x, const float* weight, const float* d_y, int64_t n, float eps, float* d_x);
   void (*swiglu_gradient_row)(const float* gate, const float* up, const float* d_y, int64_t n, float* d_gate,
                               float* d_up);
+  // Floats as f16 (what is beyond its largest, 65,504, becomes that) and back. out[i] of x[i].
+  void (*to_f16_row)(const float* x, int64_t n, uint16_t* out);
+  void (*from_f16_row)(const uint16_t* x, int64_t n, float* out);
   void (*rope_row)(const RopeRowArgs& args);
   void (*add_row)(const float* x, int64_t n, float* out);  // out += x
   // Writes one key and one value row [head_dim] (rest of the padding is 0) into a slot.
