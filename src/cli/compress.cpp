@@ -145,7 +145,8 @@ void add_compress(CLI::App& app) {
   command->add_option(
       "--steps", a->steps,
       "profiles under the plan found so far, for each halving of the density; 0: one shot (default: 2)");
-  command->add_option("--step-samples", a->step_samples, "samples of each kind in such a profile (default: 1)");
+  command->add_option("--step-samples", a->step_samples,
+                      "samples of each kind in such a profile, of records twice as many (default: 1)");
   command->add_option("--weights", a->weights, "weights of kinds, KIND=NUMBER (default: 2 for retrieval, 1 for text)")
       ->delimiter(',');
   command->add_option("--validation-samples", a->validation_samples,

@@ -22,7 +22,7 @@ struct CompressOptions {
   std::vector<std::string> kinds;  // of samples; empty: the built-in ones, and documents where there are any
   int64_t samples = 2;             // accepted ones of each kind and length, dense profile
   int64_t steps = 2;               // profiles under the plan found so far, for each halving of the density
-  int64_t step_samples = 1;        // of each kind, at one length
+  int64_t step_samples = 1;        // of each kind (of records twice as many), at one length
   int64_t validation_samples = 3;
   std::map<std::string, double> weights;  // of kinds; absent: 2 for retrieval, 1 for running text
   Estimator influence = Estimator::kSpan;

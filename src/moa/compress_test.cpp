@@ -185,6 +185,36 @@ TEST(CompressOptions, SurviveTheirFile) {
   EXPECT_EQ(CompressOptions().validation_length(), 5120);
 }
 
+// Made-up results on disk: dense answers records at 384 tokens, and the key in repeated text nowhere.
+TEST_F(Compress, AStepTakesTwoRecordsOnceTheyAreAnswered) {
+  options_.lengths = {384, 640}, options_.kinds = {"records", "text", "passkey-repeated"};
+  RunDirectory run(folder_ / "run");
+  SampleStore samples(run, *tiny_, options_);
+  const auto answers = [](const std::string& kind, int64_t length) {
+    return kind == "text" || (kind == "records" && length == 384);
+  };
+  for (const std::string round : {"dense", "step-1", "step-2"})
+    for (const int64_t length : options_.lengths)
+      for (const std::string& kind : options_.kinds)
+        for (int64_t index = 0; index < 4; ++index) {
+          SampleProfile made;
+          made.id = std::to_string(length) + "/" + kind + "/" + std::to_string(index);
+          made.kind = kind, made.length = length, made.accepted = answers(kind, length);
+          made.targets = {1}, made.candidate_spans = {length}, made.influence = {1, 1, 1, {0}, {0}, {0}, {0}};
+          run.write_profile(round, made);
+        }
+  ProfileStage stage(run, *tiny_, options_, samples, no_progress());
+  stage.dense();
+  const SpanPlan plan = SpanPlan::uniform(tiny_->config().head_shape(), 0.5);
+  const auto drawn = [&](const std::string& name, int64_t length) {
+    std::vector<std::string> ids;
+    for (const SampleProfile& sample : stage.under(plan, name, length).samples) ids.push_back(sample.id);
+    return ids;
+  };
+  EXPECT_EQ(drawn("step-1", 384), (std::vector<std::string>{"384/records/1", "384/records/2", "384/text/1"}));
+  EXPECT_EQ(drawn("step-2", 640), std::vector<std::string>{"640/text/1"});
+}
+
 // A made-up dense result: which targets count.
 TEST(AcceptedTargets, ShortAnswersCountWholeLongOnesByHalf) {
   CalibrationSample sample;

@@ -44,7 +44,7 @@ class ProfileStage {
   // none after as many draws for the first. A kind of which a length keeps none is not drawn at longer ones. Throws Error
   // (kBadInput) where a length keeps no sample.
   ProfileRound dense();
-  // Under `plan`, at one length: `step_samples` of each kind, none of them seen before.
+  // Under `plan`, at one length: `step_samples` of each kind (of records twice as many), none of them seen before.
   ProfileRound under(const SpanPlan& plan, const std::string& name, int64_t length);
   // The kinds that are drawn at a length: all but those of which dense() kept none at it or at a shorter one.
   std::vector<std::string> kinds_at(int64_t length) const;
