@@ -169,7 +169,7 @@ CLAIMS = {
     },
     "sums": {
         "what": "conditional compute: sum, difference, larger and smaller of two numbers of four digits, problems hardly ever seen "
-                "before (2e8 there are, half a million are trained on); held-out accuracy a digit (chance 0.1)",
+                "before (4e8 there are, half a million are trained on); held-out accuracy a digit (chance 0.1)",
         "data": {"train": task("sums", 100000, 1, pairs=4, length=95), "valid": task("sums", 1000, 2, pairs=4, length=95)},
         "models": {"2 of 8 experts": experts(8, 2), "2 of 2, equal active": experts(2, 2), "8 of 8, equal total": experts(8, 8),
                    "no experts": SMALL, "transformer, equal active": transformer(d_model=128, n_layers=4, n_heads=4, d_ff=352)},
