@@ -124,7 +124,7 @@ CLAIMS = {
         "data": {"train": task("phonebook", 40000, 1, pairs=8, gap=40, questions=4, length=148),
                  "valid": task("phonebook", 500, 2, pairs=8, gap=40, questions=4, length=148)},
         "models": TINY_MODELS,
-        "stage": {"steps": 4500, "length": 148, "batch": 16, "lr": 0.005},
+        "stage": {"steps": 3000, "length": 148, "batch": 16, "lr": 0.005},
     },
     "chain": {
         "what": "chains of 5 facts, 3 of them shuffled together, asked for the letter 1 to 5 steps on; trained on ten questions an "

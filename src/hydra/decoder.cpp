@@ -237,7 +237,7 @@ class HydraDecoder final : public SteppingDecoder {
       }
       if (c_.has_workspace(layer)) {
         s.slots = w["slots_init"].detach().clone();
-        s.slot_k = zeros({c_.n_slots, c_.slot_rank}), s.slot_v = zeros({c_.n_slots, c_.d_slot});
+        s.slot_k = zeros({c_.n_slots, c_.slot_rank}), s.slot_v = torch::zeros_like(s.slot_k);
         project_slots(w, s);
         s.write_k = zeros({c_.chunk_len, c_.slot_rank}), s.write_v = zeros({c_.chunk_len, c_.d_slot});
       }

@@ -27,7 +27,10 @@ void expect_the_models_logits(const TrainConfig& config, LanguageModel& model) {
 TEST(Decoder, HasTheLogitsOfTheHydraModel) {
   HydraConfig without = tiny_config();
   without.n_global = 0, without.n_slots = 0, without.pkm_layers = {};
-  for (const HydraConfig& c : {tiny_config(), tiny_diagonal_config(), without}) {
+  HydraConfig uneven = tiny_config();  // no two sizes of a part are equal
+  uneven.n_slots = 5, uneven.d_slot = 12, uneven.slot_rank = 6, uneven.n_kv_heads = 1, uneven.head_dim = 6;
+  uneven.d_pkm_query = 10, uneven.d_value = 7, uneven.d_inner = 64, uneven.n_experts = 5, uneven.d_expert = 20;
+  for (const HydraConfig& c : {tiny_config(), tiny_diagonal_config(), without, uneven}) {
     HydraModel model(c, 1, float64());
     stir(model.parameters(), 0.2);
     expect_the_models_logits(train_config(c), model);

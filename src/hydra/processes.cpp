@@ -9,9 +9,11 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <chrono>
 #include <cstdlib>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/error.h"
@@ -158,6 +160,16 @@ void Processes::sum_gradients(Parameters& parameters) {
   }
 }
 
+namespace {
+
+// Whether a child has ended; it is still to be waited for.
+bool has_ended(pid_t child) {
+  siginfo_t info{};
+  return waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == child;
+}
+
+}  // namespace
+
 int start_processes(int64_t n, char** argv) {
   // A port that is free now: rank 0 listens there.
   const int socket_fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -187,6 +199,7 @@ int start_processes(int64_t n, char** argv) {
     }
     children.push_back(child);
   }
+  const pid_t first = children.empty() ? -1 : children[0];
   int first_failure = std::ssize(children) == n ? 0 : 1;
   const auto end_all = [&] {
     for (const pid_t child : children) kill(child, SIGTERM);
@@ -198,7 +211,12 @@ int start_processes(int64_t n, char** argv) {
     if (ended < 0) break;
     std::erase(children, ended);
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    if (code != 0 && first_failure == 0) first_failure = code, end_all();
+    if (code == 0 || first_failure != 0) continue;
+    first_failure = code;
+    // What is wrong for all of them the first one says: it has five seconds for that.
+    for (int i = 0; i < 100 && left > 1 && !has_ended(first); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    end_all();
   }
   return first_failure;
 }
