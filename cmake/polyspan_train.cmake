@@ -72,7 +72,7 @@ mark_as_advanced(POLYSPAN_GLOO_INCLUDE)
 if(POLYSPAN_GLOO_INCLUDE AND Torch_VERSION VERSION_LESS 2)
   set_source_files_properties(src/hydra/processes.cpp PROPERTIES COMPILE_DEFINITIONS POLYSPAN_HAS_GLOO=1)
 else()
-  message(STATUS "polyspan train: one process only (several need libtorch-dev with libgloo-dev)")
+  message(STATUS "polyspan train: several processes add up through c10d's store (Gloo needs libtorch-dev with libgloo-dev)")
 endif()
 
 add_executable(polyspan-train src/hydra/train_main.cpp src/cli/cli.cpp)

@@ -2,7 +2,7 @@
 // JSON object a line on standard output.
 //
 //   polyspan-hydra-bench lengths CONFIG.toml... --lengths 1024,8192,65536 --tokens 65536 [--device cuda] [--precision bf16]
-//   polyspan-hydra-bench decode CONFIG.toml... --lengths 8192,65536 [--gen 64] [--device cuda] [--precision bf16]
+//   polyspan-hydra-bench decode CONFIG.toml... --lengths 8192,65536 [--gen 64] [--device cuda [--graphs]] [--precision bf16]
 //   polyspan-hydra-bench scan | experts
 //   polyspan-hydra-bench score RUN TOKENS... [--device cuda]
 #include <CLI/CLI.hpp>
@@ -20,6 +20,7 @@
 #include "hydra/cpu_memory.h"
 #include "hydra/cpu_threads.h"
 #include "hydra/decoder.h"
+#include "hydra/device_graph.h"
 #include "hydra/device_memory.h"
 #include "hydra/experts.h"
 #include "hydra/precision.h"
@@ -62,6 +63,7 @@ struct Arguments {
   std::vector<std::string> what = {"forward", "train"};
   std::string device = "cpu", precision = "f32", run;
   int64_t tokens = 65536, gen = 64, reps = 3, threads = 0, sequences = 256;
+  bool graphs = false;
   torch::Device place() const { return torch::Device(device == "cuda" ? torch::kCUDA : torch::kCPU); }
 };
 
@@ -133,10 +135,13 @@ void lengths(const Arguments& a) {
 }
 
 // Tokens a second decoded one by one at each depth, by LibTorch: of Hydra the recurrent state, of a transformer its cache. The
-// state is as after `length` tokens, with zeros in it; random weights. In bf16 the matrices are kept in bf16.
+// state is as after `length` tokens, with zeros in it; random weights. In bf16 the matrices are kept in bf16. With graphs, three
+// chunks of tokens come first, in which the kinds of steps are recorded.
 void decode(const Arguments& a) {
   const torch::NoGradGuard no_grad;
   const torch::Device device = a.place();
+  if (a.graphs && !DeviceGraph::is_for(device))
+    throw Error::usage("--graphs wants --device cuda and the kernels of our own (POLYSPAN_HYDRA_KERNELS)");
   for (const std::string& file : a.files) {
     const TrainConfig config = load_train_config(file);
     const std::unique_ptr<LanguageModel> model =
@@ -146,27 +151,27 @@ void decode(const Arguments& a) {
     for (const int64_t length : a.lengths) {
       const Bf16Products products(device.type(), a.precision == "bf16");
       const int64_t chunk_len = config.hydra.chunk_len, depth = length / chunk_len * chunk_len;
-      Json row = {{"test", "decode"},
-                  {"config", std::filesystem::path(file).stem().string()},
-                  {"depth", depth},
-                  {"gen", a.gen},
-                  {"device", a.device},
-                  {"precision", a.precision},
-                  {"threads", at::get_num_threads()},
+      Json row = {{"test", "decode"},         {"config", std::filesystem::path(file).stem().string()},
+                  {"depth", depth},           {"gen", a.gen},
+                  {"device", a.device},       {"precision", a.precision},
+                  {"graphs", a.graphs},       {"threads", at::get_num_threads()},
                   {"libtorch", TORCH_VERSION}};
       reset_peak_device_bytes(device);
       within_memory(row, [&] {
-        const std::unique_ptr<Decoder> decoder = make_decoder(config, *model, depth + a.gen * (a.reps + 1));
+        const int64_t n_first = a.graphs ? 3 * chunk_len : 0;
+        const std::unique_ptr<Decoder> decoder =
+            make_decoder(config, *model, {.capacity = depth + n_first + a.gen * (a.reps + 1), .graphs = a.graphs});
         decoder->pretend(depth);
         torch::Tensor token = torch::zeros({1}, torch::TensorOptions().dtype(torch::kInt64).device(device));
-        const std::vector<double> seconds = seconds_of(
-            [&] {
-              for (int64_t i = 0; i < a.gen; ++i) token = decoder->step(token).argmax(-1);
-            },
-            a.reps, device);
+        const auto decode_tokens = [&](int64_t n) {
+          for (int64_t i = 0; i < n; ++i) token = decoder->step(token).argmax(-1);
+        };
+        decode_tokens(n_first);
+        const std::vector<double> seconds = seconds_of([&] { decode_tokens(a.gen); }, a.reps, device);
         row["tokens_per_s"] = static_cast<double>(a.gen) / median(seconds);
         row["seconds"] = seconds;
         row["state_bytes"] = decoder->state_bytes();
+        if (a.graphs) row["launches_per_token"] = decoder->launches_per_step();
       });
       row["peak_device_bytes"] = peak_device_bytes(device);
       put(row);
@@ -321,6 +326,7 @@ int run(int argc, char** argv) {
   decoded->add_option("config", a.files, "configurations")->required();
   decoded->add_option("--lengths", a.lengths, "tokens that came before")->delimiter(',');
   decoded->add_option("--gen", a.gen, "tokens of a repetition")->check(CLI::Range(1, 1 << 20));
+  decoded->add_flag("--graphs", a.graphs, "record the steps as CUDA graphs and replay them");
   decoded->callback([&] { decode(a); });
   CLI::App* by_scan = common(app.add_subcommand("scan", "the chunked scan against a loop over tokens"));
   by_scan->callback([&] { scan(a); });

@@ -113,8 +113,8 @@ void add_prepare(CLI::App& app) {
   command
       ->add_option(
           "--pairs", a->options.pairs,
-          "of a task: pairs (recall), letters (copy), chains (chain), all facts (facts), digits (passkey), entries "
-          "(phonebook)")
+          "of a task: pairs (recall), letters (copy), chains (chain), all facts (facts), digits (passkey, sums), "
+          "entries (phonebook)")
       ->capture_default_str();
   command->add_option("--gap", a->options.gap, "of a task: filler between what is told and what is asked")
       ->capture_default_str();

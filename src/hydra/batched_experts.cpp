@@ -45,12 +45,12 @@ torch::Tensor of_weight(const torch::Tensor& d_y, const torch::Tensor& x, const 
   return torch::where(used, grad, torch::zeros({}, grad.options())).to(torch::kFloat32);
 }
 
-torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& factor) {
+torch::Tensor gated(const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& factor) {
   if (fused_swiglu_takes(gate)) return fused_swiglu(gate, up, factor);
   return (torch::silu(gate.to(torch::kFloat32)) * up * factor.unsqueeze(-1)).to(gate.scalar_type());
 }
-SwigluGradients swiglu_backward(const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& factor,
-                                const torch::Tensor& d_h) {
+SwigluGradients gated_backward(const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& factor,
+                               const torch::Tensor& d_h) {
   if (fused_swiglu_takes(gate)) return fused_swiglu_backward(gate, up, factor, d_h);
   const torch::Tensor g = gate.to(torch::kFloat32), s = torch::silu(g), f = factor.unsqueeze(-1), dh = d_h * f;
   const auto type = gate.scalar_type();
@@ -67,7 +67,7 @@ class BatchedExperts : public torch::autograd::Function<BatchedExperts> {
     const Order order = order_by_expert(experts, gate.size(0), len);
     const torch::Tensor in = x.index_select(0, order.chunks).flatten(0, 1);
     const torch::Tensor factor = weights.flatten().index_select(0, order.pairs).repeat_interleave(len);
-    const torch::Tensor h = swiglu(by_expert(in, gate, order.ends), by_expert(in, up, order.ends), factor);
+    const torch::Tensor h = gated(by_expert(in, gate, order.ends), by_expert(in, up, order.ends), factor);
     const torch::Tensor y = by_expert(h, down, order.ends).view({n_chunks * n_active, len, d});
     context->save_for_backward({x, weights, gate, up, down, order.chunks, order.place, order.pairs, order.ends});
     return y.index_select(0, order.place).view({n_chunks, n_active, len, d}).sum(1);
@@ -84,7 +84,7 @@ class BatchedExperts : public torch::autograd::Function<BatchedExperts> {
     const torch::Tensor factor = weights.flatten().index_select(0, order.pairs).repeat_interleave(len);
     const torch::Tensor d_h = by_expert(d_y, down.transpose(-2, -1), order.ends);
     const SwigluGradients to =
-        swiglu_backward(by_expert(in, gate, order.ends), by_expert(in, up, order.ends), factor, d_h);
+        gated_backward(by_expert(in, gate, order.ends), by_expert(in, up, order.ends), factor, d_h);
     const torch::Tensor d_in =
         (by_expert(to.gate, gate.transpose(-2, -1), order.ends) + by_expert(to.up, up.transpose(-2, -1), order.ends))
             .view({n_chunks * n_active, len, d});

@@ -1,11 +1,17 @@
 #include "hydra/decoder.h"
 
+#include <ATen/autocast_mode.h>
+
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "core/error.h"
 #include "hydra/controller.h"
+#include "hydra/device_graph.h"
 #include "hydra/experts.h"
+#include "hydra/fused_block.h"
+#include "hydra/fused_ssm.h"
 #include "hydra/precision.h"
 #include "hydra/product_keys.h"
 #include "hydra/ssm.h"
@@ -15,86 +21,182 @@ namespace {
 
 constexpr double kUnseen = -std::numeric_limits<double>::infinity();
 
-// Rotary embedding at one position.
-struct Rotation {
-  torch::Tensor cos, sin;  // [head_dim / 2]
+// x as the products of a step read it: cast once instead of in each of them.
+torch::Tensor for_products(const torch::Tensor& x) {
+  return Bf16Products::are_on(x.device().type()) ? x.to(torch::kBFloat16) : x;
+}
 
-  Rotation(int64_t position, int64_t head_dim, double base, const torch::TensorOptions& options) {
+// silu(gate) up factor. gate, up [n, d]; factor [n].
+torch::Tensor gated_rows(const torch::Tensor& gate, const torch::Tensor& up, const torch::Tensor& factor) {
+  if (fused_swiglu_takes(gate)) return fused_swiglu(gate, up, factor);
+  return torch::silu(not_bf16(gate)) * up * factor.unsqueeze(-1);
+}
+
+// Rotary embedding at one position: pairs of numbers as complex ones.
+class Rotation {
+ public:
+  Rotation(int64_t head_dim, double base, const torch::TensorOptions& options)
+      : type_(options.dtype() == torch::kFloat64 ? torch::kComplexDouble : torch::kComplexFloat) {
     const int64_t half = head_dim / 2;
-    const torch::Tensor pair = torch::arange(half, options.dtype(torch::kFloat64));
-    const torch::Tensor angle = torch::pow(base, pair / -static_cast<double>(half)) * static_cast<double>(position);
-    cos = angle.cos().to(options), sin = angle.sin().to(options);
+    frequencies_ = torch::pow(base, torch::arange(half, options.dtype(torch::kFloat64)) / -static_cast<double>(half));
+    ones_ = torch::ones_like(frequencies_);
   }
+  void move_to(const torch::Tensor& position) { turn_ = torch::polar(ones_, frequencies_ * position).to(type_); }
   // x [n_heads, head_dim]
   torch::Tensor of(const torch::Tensor& x) const {
-    const torch::Tensor pairs = not_bf16(x).view({x.size(0), x.size(1) / 2, 2});
-    const torch::Tensor a = pairs.select(-1, 0), b = pairs.select(-1, 1);
-    return torch::stack({a * cos - b * sin, a * sin + b * cos}, -1).view(x.sizes());
+    const torch::Tensor pairs = torch::view_as_complex(not_bf16(x).view({x.size(0), x.size(1) / 2, 2}));
+    return torch::view_as_real(pairs * turn_).view(x.sizes());
   }
+
+ private:
+  torch::ScalarType type_;
+  torch::Tensor frequencies_, ones_;  // [head_dim / 2], double
+  torch::Tensor turn_;                // [head_dim / 2], complex
 };
 
-// q [n_heads, head_dim]; keys, values [n_kv_heads, n, head_dim]; bias [n], or undefined. -> [1, n_heads * head_dim]
+// q [n_heads, head_dim]; keys, values [n_kv_heads, n, head_dim]; bias [n]. -> [1, n_heads * head_dim]
 torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& keys, const torch::Tensor& values,
                      const torch::Tensor& bias) {
   const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(1)));
   torch::Tensor logits = not_bf16(torch::matmul((q * scale).view({keys.size(0), -1, q.size(1)}), keys.transpose(1, 2)));
-  if (bias.defined()) logits = logits + bias;
-  return torch::matmul(torch::softmax(logits, -1), values).reshape({1, -1});
+  return torch::matmul(torch::softmax(logits + bias, -1), values).reshape({1, -1});
 }
 
 torch::TensorOptions cache_options(const torch::TensorOptions& options) {
   return Bf16Products::are_on(options.device().type()) ? options.dtype(torch::kBFloat16) : options;
 }
 
+// Without it autocast keeps weights that it has cast, and a recorded step would read what is gone by then.
+class NoCastWeights {
+ public:
+  NoCastWeights() : before_(at::autocast::is_autocast_cache_enabled()) {
+    at::autocast::set_autocast_cache_enabled(false);
+  }
+  ~NoCastWeights() { at::autocast::set_autocast_cache_enabled(before_); }
+  NoCastWeights(const NoCastWeights&) = delete;
+  NoCastWeights& operator=(const NoCastWeights&) = delete;
+
+ private:
+  bool before_;
+};
+
+// Steps computed or replayed. What a step changes it changes in place, and where it is in the sequence it reads on the device.
+class SteppingDecoder : public Decoder {
+ public:
+  torch::Tensor step(const torch::Tensor& token) final {
+    const torch::NoGradGuard no_grad;
+    const NoCastWeights no_cast_weights;
+    Kind& kind = kinds_[kind_of_step()];
+    if (kind.graph == nullptr && (!graphs_ || ++kind.n_computed == 1)) {
+      kind.logits = compute(token);
+    } else {
+      token_.copy_(token);
+      if (kind.graph == nullptr)
+        kind.graph = std::make_unique<DeviceGraph>(token_.device(), [&] { kind.logits = compute(token_); });
+      kind.graph->replay();
+      ++n_replayed_, n_launches_ += kind.graph->n_launches();
+    }
+    ++n_read_;
+    return kind.logits;
+  }
+
+  void pretend(int64_t n_tokens) override { n_read_ = n_tokens, position_.fill_(n_tokens); }
+  double launches_per_step() const final {
+    return n_replayed_ == 0 ? 0 : static_cast<double>(n_launches_) / static_cast<double>(n_replayed_);
+  }
+
+ protected:
+  SteppingDecoder(const torch::TensorOptions& options, bool graphs)
+      : position_(torch::zeros({1}, options.dtype(torch::kInt64))),
+        token_(torch::zeros_like(position_)),
+        graphs_(graphs && DeviceGraph::is_for(position_.device())) {}
+
+  // Steps of one kind differ in the values on the device alone.
+  virtual int64_t kind_of_step() const = 0;
+  virtual torch::Tensor compute(const torch::Tensor& token) = 0;  // adds 1 to position_ at its end
+
+  int64_t n_read_ = 0;      // tokens read before this step, as the host knows
+  torch::Tensor position_;  // [1], int64: the same on the device
+
+ private:
+  struct Kind {
+    int64_t n_computed = 0;
+    std::unique_ptr<DeviceGraph> graph;
+    torch::Tensor logits;
+  };
+  torch::Tensor token_;
+  bool graphs_;
+  std::map<int64_t, Kind> kinds_;
+  int64_t n_replayed_ = 0, n_launches_ = 0;
+};
+
 int64_t bytes_of(const torch::Tensor& tensor) { return tensor.defined() ? static_cast<int64_t>(tensor.nbytes()) : 0; }
 
-class TransformerDecoder final : public Decoder {
+class TransformerDecoder final : public SteppingDecoder {
  public:
-  TransformerDecoder(const TransformerSizes& sizes, const Parameters& parameters, int64_t capacity)
-      : c_(sizes), parameters_(parameters), options_(parameters["output_norm.weight"].options().requires_grad(false)) {
+  TransformerDecoder(const TransformerSizes& sizes, const Parameters& parameters, const DecoderOptions& options)
+      : SteppingDecoder(parameters["output_norm.weight"].options().requires_grad(false), options.graphs),
+        c_(sizes),
+        parameters_(parameters),
+        options_(parameters["output_norm.weight"].options().requires_grad(false)),
+        bias_(torch::full({options.capacity}, kUnseen, options_)),
+        one_(torch::ones({1}, options_)),
+        rotation_(c_.head_dim, c_.rope_base, options_) {
     for (int64_t layer = 0; layer < c_.n_layers; ++layer)
       for (std::vector<torch::Tensor>* cache : {&keys_, &values_})
-        cache->push_back(torch::zeros({c_.n_kv_heads, capacity, c_.head_dim}, cache_options(options_)));
+        cache->push_back(torch::zeros({c_.n_kv_heads, options.capacity, c_.head_dim}, cache_options(options_)));
   }
 
-  torch::Tensor step(const torch::Tensor& token) override {
-    const torch::NoGradGuard no_grad;
-    const Rotation rotation(position_, c_.head_dim, c_.rope_base, options_);
-    torch::Tensor x = not_bf16(torch::embedding(parameters_["token_embd.weight"], token));  // [1, d_model]
-    for (int64_t layer = 0; layer < c_.n_layers; ++layer) {
-      const BlockParameters w(parameters_, layer);
-      const torch::Tensor n = rms_norm(x, w["attn_norm.weight"], c_.norm_eps);
-      const auto heads = [&](const char* name) { return torch::linear(n, w[name]).view({-1, c_.head_dim}); };
-      const torch::Tensor &keys = keys_[static_cast<size_t>(layer)], &values = values_[static_cast<size_t>(layer)];
-      keys.select(1, position_).copy_(rotation.of(heads("attn_k.weight")));
-      values.select(1, position_).copy_(heads("attn_v.weight"));
-      const torch::Tensor read = attend(rotation.of(heads("attn_q.weight")), keys.narrow(1, 0, position_ + 1),
-                                        values.narrow(1, 0, position_ + 1), {});
-      x = x + torch::linear(read, w["attn_output.weight"]);
-      x = x + not_bf16(swiglu(rms_norm(x, w["ffn_norm.weight"], c_.norm_eps), w["ffn_gate.weight"], w["ffn_up.weight"],
-                              w["ffn_down.weight"]));
-    }
-    ++position_;
-    return output_logits(parameters_, x, c_.norm_eps);
+  void pretend(int64_t n_tokens) override {
+    SteppingDecoder::pretend(n_tokens);
+    bias_.narrow(0, 0, n_tokens).zero_();
   }
-
-  void pretend(int64_t n_tokens) override { position_ = n_tokens; }
   int64_t state_bytes() const override { return 2 * c_.n_layers * bytes_of(keys_[0]); }
 
  private:
+  int64_t kind_of_step() const override { return 0; }
+
+  torch::Tensor compute(const torch::Tensor& token) override {
+    rotation_.move_to(position_);
+    bias_.index_fill_(0, position_, 0);
+    torch::Tensor x = not_bf16(torch::embedding(parameters_["token_embd.weight"], token));  // [1, d_model]
+    for (int64_t layer = 0; layer < c_.n_layers; ++layer) {
+      const BlockParameters w(parameters_, layer);
+      const torch::Tensor n = for_products(rms_norm(x, w["attn_norm.weight"], c_.norm_eps));
+      const auto heads = [&](const char* name) { return torch::linear(n, w[name]).view({-1, c_.head_dim}); };
+      torch::Tensor &keys = keys_[static_cast<size_t>(layer)], &values = values_[static_cast<size_t>(layer)];
+      const auto keep = [&](torch::Tensor& cache, const torch::Tensor& row) {
+        cache.index_copy_(1, position_, row.to(cache.scalar_type()).unsqueeze(1));
+      };
+      keep(keys, rotation_.of(heads("attn_k.weight")));
+      keep(values, heads("attn_v.weight"));
+      const torch::Tensor read = attend(rotation_.of(heads("attn_q.weight")), keys, values, bias_);
+      x = x + not_bf16(torch::linear(read, w["attn_output.weight"]));
+      const torch::Tensor m = for_products(rms_norm(x, w["ffn_norm.weight"], c_.norm_eps));
+      const torch::Tensor hidden =
+          gated_rows(torch::linear(m, w["ffn_gate.weight"]), torch::linear(m, w["ffn_up.weight"]), one_);
+      x = x + not_bf16(torch::linear(hidden, w["ffn_down.weight"]));
+    }
+    position_.add_(1);
+    return output_logits(parameters_, x, c_.norm_eps);
+  }
+
   const TransformerSizes c_;
   const Parameters& parameters_;
   const torch::TensorOptions options_;
   std::vector<torch::Tensor> keys_, values_;  // [n_kv_heads, capacity, head_dim]
-  int64_t position_ = 0;
+  torch::Tensor bias_;                        // [capacity]: 0 where there is a token
+  torch::Tensor one_;
+  Rotation rotation_;
 };
 
 // The state of the engine's model (model/hydra_state.h) in tensors.
 struct BlockState {
   torch::Tensor chunk_sum, last_mean;  // [1, d_model]
   torch::Tensor multipliers;           // [3] of this chunk
-  std::vector<int64_t> experts;        // of this chunk
-  torch::Tensor expert_weights;        // [n_active_experts]
+  // The matrices of this chunk's experts, copied once a chunk: [n_active_experts * d_expert, d_model], down as its transpose.
+  torch::Tensor gate, up, down;
+  torch::Tensor expert_weights;  // [n_active_experts]
   SsmState ssm;
   torch::Tensor keys, values;  // [n_kv_heads, window + n_global, head_dim]: the window's ring, then the global set
   torch::Tensor bias;          // [window + n_global]
@@ -104,15 +206,26 @@ struct BlockState {
   torch::Tensor write_k, write_v;       // [chunk_len, ...]
 };
 
-class HydraDecoder final : public Decoder {
+class HydraDecoder final : public SteppingDecoder {
  public:
-  HydraDecoder(const HydraConfig& config, const Parameters& parameters)
-      : c_(config), parameters_(parameters), options_(parameters["output_norm.weight"].options().requires_grad(false)) {
+  HydraDecoder(const HydraConfig& config, const Parameters& parameters, const DecoderOptions& options)
+      : SteppingDecoder(parameters["output_norm.weight"].options().requires_grad(false), options.graphs),
+        c_(config),
+        parameters_(parameters),
+        options_(parameters["output_norm.weight"].options().requires_grad(false)),
+        rows_(torch::arange(c_.chunk_len, position_.options())),
+        rotation_(c_.head_dim, c_.rope_base, options_) {
     const torch::NoGradGuard no_grad;
     const auto zeros = [&](std::vector<int64_t> shape) { return torch::zeros(shape, options_); };
     for (int64_t layer = 0; layer < c_.n_layers; ++layer) {
       BlockState& s = blocks_.emplace_back();
-      s.chunk_sum = zeros({1, c_.d_model}), s.last_mean = zeros({1, c_.d_model});
+      const BlockParameters w(parameters_, layer);
+      s.chunk_sum = zeros({1, c_.d_model}), s.last_mean = zeros({1, c_.d_model}), s.multipliers = zeros({3});
+      if (c_.has_ssm && c_.ssm_kind == SsmKind::kDiagonal) s.ssm.scan = zeros({1, c_.d_model});
+      if (c_.has_ssm && c_.ssm_kind == SsmKind::kMamba2) {
+        s.ssm.conv = zeros({1, c_.d_conv - 1, c_.d_conv_channels()});
+        s.ssm.scan = zeros({1, c_.n_ssm_heads(), c_.ssm_head_dim, c_.d_state});
+      }
       if (c_.has_attention(layer)) {
         const int64_t n_keys = c_.window + c_.n_global;
         s.keys = torch::zeros({c_.n_kv_heads, n_keys, c_.head_dim}, cache_options(options_));
@@ -120,48 +233,32 @@ class HydraDecoder final : public Decoder {
         s.bias = torch::full({n_keys}, kUnseen, options_);
         s.near_scores = zeros({c_.window});
         s.far_scores = torch::full({c_.n_global}, kUnseen, options_);
-        s.far_at = torch::full({c_.n_global}, std::numeric_limits<int64_t>::max() / 2, options_.dtype(torch::kInt64));
+        s.far_at = torch::full({c_.n_global}, std::numeric_limits<int64_t>::max() / 2, position_.options());
       }
       if (c_.has_workspace(layer)) {
-        const BlockParameters w(parameters_, layer);
         s.slots = w["slots_init"].detach().clone();
+        s.slot_k = zeros({c_.n_slots, c_.slot_rank}), s.slot_v = torch::zeros_like(s.slot_k);
         project_slots(w, s);
         s.write_k = zeros({c_.chunk_len, c_.slot_rank}), s.write_v = zeros({c_.chunk_len, c_.d_slot});
       }
+      if (c_.has_moe(layer)) {
+        const int64_t n = c_.n_active_experts * c_.d_expert;
+        const torch::TensorOptions type = w["moe_gate.weight"].options().requires_grad(false);
+        s.gate = torch::zeros({n, c_.d_model}, type), s.up = torch::zeros_like(s.gate);
+        s.down = torch::zeros({c_.d_model, n}, type);
+        s.expert_weights = zeros({c_.n_active_experts});
+      }
     }
-  }
-
-  torch::Tensor step(const torch::Tensor& token) override {
-    const torch::NoGradGuard no_grad;
-    const Rotation rotation(position_, c_.head_dim, c_.rope_base, options_);
-    torch::Tensor x = not_bf16(torch::embedding(parameters_["token_embd.weight"], token));  // [1, d_model]
-    for (int64_t layer = 0; layer < c_.n_layers; ++layer) {
-      const BlockParameters w(parameters_, layer);
-      BlockState& s = blocks_[static_cast<size_t>(layer)];
-      const torch::Tensor n = rms_norm(x, w["norm.weight"], c_.norm_eps), one = n.unsqueeze(0);
-      if (in_chunk() == 0) decide(w, n, layer, s);
-      const auto add = [&](int64_t path, const torch::Tensor& y) { x = x + s.multipliers[path] * not_bf16(y); };
-      if (c_.has_ssm) add(0, ssm(c_, w, one, &s.ssm).squeeze(0));
-      if (c_.has_attention(layer)) add(1, attention(w, n, rotation, s));
-      if (c_.has_workspace(layer)) add(1, workspace_of(w, n, s));
-      if (c_.has_moe(layer)) add(2, experts_of(w, n, s));
-      if (c_.has_pkm(layer)) x = x + not_bf16(product_keys(c_, w, one).y.squeeze(0));
-      s.chunk_sum = s.chunk_sum + n;
-      if (in_chunk() + 1 < c_.chunk_len) continue;
-      s.last_mean = s.chunk_sum / static_cast<double>(c_.chunk_len);
-      s.chunk_sum = torch::zeros_like(s.chunk_sum);
-    }
-    ++position_;
-    return output_logits(parameters_, x, c_.norm_eps);
   }
 
   void pretend(int64_t n_tokens) override {
     POLYSPAN_CHECK(n_tokens % c_.chunk_len == 0);
-    position_ = n_tokens;
+    SteppingDecoder::pretend(n_tokens);
     for (BlockState& s : blocks_)
       if (s.bias.defined() && n_tokens >= c_.window) s.bias.narrow(0, 0, c_.window).zero_();
   }
 
+  // Without the copies of experts.
   int64_t state_bytes() const override {
     int64_t bytes = 0;
     for (const BlockState& s : blocks_)
@@ -173,76 +270,122 @@ class HydraDecoder final : public Decoder {
   }
 
  private:
-  int64_t in_chunk() const { return position_ % c_.chunk_len; }
+  bool begins_chunk() const { return n_read_ % c_.chunk_len == 0; }
+  bool ends_chunk() const { return (n_read_ + 1) % c_.chunk_len == 0; }
+  bool fills_global_set() const { return begins_chunk() && n_read_ >= c_.window; }
+  int64_t kind_of_step() const override {
+    return (begins_chunk() ? 1 : 0) + (ends_chunk() ? 2 : 0) + (fills_global_set() ? 4 : 0);
+  }
+
+  torch::Tensor compute(const torch::Tensor& token) override {
+    const Places at{position_.remainder(c_.chunk_len), position_.remainder(c_.window), position_ - c_.window};
+    rotation_.move_to(position_);
+    torch::Tensor x = not_bf16(torch::embedding(parameters_["token_embd.weight"], token));  // [1, d_model]
+    for (int64_t layer = 0; layer < c_.n_layers; ++layer) {
+      const BlockParameters w(parameters_, layer);
+      BlockState& s = blocks_[static_cast<size_t>(layer)];
+      const torch::Tensor n = rms_norm(x, w["norm.weight"], c_.norm_eps), in = for_products(n);
+      if (begins_chunk()) decide(w, n, layer, s);
+      const auto add = [&](int64_t path, const torch::Tensor& y) {
+        x = torch::addcmul(x, not_bf16(y), s.multipliers[path]);
+      };
+      if (c_.has_ssm) add(0, ssm_of(w, in, s.ssm));
+      if (c_.has_attention(layer)) add(1, attention(w, in, at, s));
+      if (c_.has_workspace(layer)) add(1, workspace_of(w, n, at, s));
+      if (c_.has_moe(layer)) add(2, experts_of(in, s));
+      if (c_.has_pkm(layer)) x = x + not_bf16(product_keys(c_, w, n.unsqueeze(0)).y.squeeze(0));
+      s.chunk_sum.add_(n);
+      if (!ends_chunk()) continue;
+      s.last_mean.copy_(s.chunk_sum / static_cast<double>(c_.chunk_len));
+      s.chunk_sum.zero_();
+    }
+    position_.add_(1);
+    return output_logits(parameters_, x, c_.norm_eps);
+  }
+
+  // [1], int64, on the device.
+  struct Places {
+    torch::Tensor in_chunk, in_ring;
+    torch::Tensor left;  // the newest token outside the window
+  };
 
   void decide(const BlockParameters& w, const torch::Tensor& n, int64_t layer, BlockState& s) const {
     const torch::Tensor summary = torch::cat({s.last_mean, n}, -1).unsqueeze(0);
-    s.multipliers = not_bf16(path_multipliers(w, summary)).view({3}) * w["path_scales"];
+    s.multipliers.copy_(not_bf16(path_multipliers(w, summary)).view({3}) * w["path_scales"]);
     if (!c_.has_moe(layer)) return;
     const Routing routing = route(c_, w, summary, {});
-    const torch::Tensor chosen = routing.experts.flatten().to(torch::kCPU);  // waits for the device, once a chunk
-    s.experts.assign(chosen.data_ptr<int64_t>(), chosen.data_ptr<int64_t>() + chosen.numel());
-    s.expert_weights = routing.weights.flatten();
+    s.expert_weights.copy_(routing.weights.flatten());
+    const torch::Tensor chosen = routing.experts.flatten();
+    const auto of_chosen = [&](const char* name) { return w[name].index_select(0, chosen); };
+    s.gate.copy_(of_chosen("moe_gate.weight").flatten(0, 1)), s.up.copy_(of_chosen("moe_up.weight").flatten(0, 1));
+    s.down.view({c_.d_model, c_.n_active_experts, c_.d_expert}).copy_(of_chosen("moe_down.weight").permute({1, 0, 2}));
   }
 
-  torch::Tensor attention(const BlockParameters& w, const torch::Tensor& n, const Rotation& rotation,
-                          BlockState& s) const {
-    if (in_chunk() == 0 && c_.n_global > 0) update_global_set(s);
-    const int64_t slot = position_ % c_.window;
-    const auto heads = [&](const char* name) { return torch::linear(n, w[name]).view({-1, c_.head_dim}); };
-    s.keys.select(1, slot).copy_(rotation.of(heads("attn_k.weight")));
-    s.values.select(1, slot).copy_(heads("attn_v.weight"));
-    s.bias[slot].zero_();
-    if (c_.n_global > 0) {
-      s.near_scores[slot].copy_((not_bf16(torch::matmul(n, w["attn_score.weight"])) + w["attn_score.bias"]).squeeze(0));
-      s.bias.narrow(0, c_.window, c_.n_global)
-          .copy_(s.far_scores.masked_fill(s.far_at > position_ - c_.window, kUnseen));
+  torch::Tensor ssm_of(const BlockParameters& w, const torch::Tensor& in, SsmState& state) const {
+    const torch::Tensor one = in.unsqueeze(0);
+    if (c_.ssm_kind == SsmKind::kMamba2) {
+      const torch::Tensor projected = torch::linear(one, w["ssm_in.weight"]);
+      if (ssm_step_takes(c_, projected))
+        return torch::linear(for_products(ssm_step(c_, w, projected, state)), w["ssm_out.weight"]).squeeze(0);
     }
-    return torch::linear(attend(rotation.of(heads("attn_q.weight")), s.keys, s.values, s.bias),
+    SsmState next = state;
+    const torch::Tensor y = ssm(c_, w, one, &next).squeeze(0);
+    state.scan.copy_(next.scan);
+    if (state.conv.defined()) state.conv.copy_(next.conv);
+    return y;
+  }
+
+  torch::Tensor attention(const BlockParameters& w, const torch::Tensor& in, const Places& at, BlockState& s) const {
+    if (fills_global_set() && c_.n_global > 0) update_global_set(at, s);
+    const auto heads = [&](const char* name) { return torch::linear(in, w[name]).view({-1, c_.head_dim}); };
+    const auto keep = [&](torch::Tensor& ring, const torch::Tensor& row) {
+      ring.index_copy_(1, at.in_ring, row.to(ring.scalar_type()).unsqueeze(1));
+    };
+    keep(s.keys, rotation_.of(heads("attn_k.weight")));
+    keep(s.values, heads("attn_v.weight"));
+    s.bias.index_fill_(0, at.in_ring, 0);
+    if (c_.n_global > 0) {
+      s.near_scores.index_copy_(0, at.in_ring,
+                                not_bf16(torch::matmul(in, w["attn_score.weight"])) + w["attn_score.bias"]);
+      s.bias.narrow(0, c_.window, c_.n_global).copy_(s.far_scores.masked_fill(s.far_at > at.left, kUnseen));
+    }
+    return torch::linear(attend(rotation_.of(heads("attn_q.weight")), s.keys, s.values, s.bias),
                          w["attn_output.weight"]);
   }
 
   // The chunk that begins to leave the window, whose rows of the ring are about to be written, joins the candidates.
-  void update_global_set(BlockState& s) const {
-    const int64_t leaving = position_ - c_.window;
-    if (leaving < 0) return;
-    const int64_t slot = leaving % c_.window;
+  void update_global_set(const Places& at, BlockState& s) const {
+    const torch::Tensor leaving = rows_ + at.in_ring;  // of the ring: it holds whole chunks
     const auto [scores, best] =
-        torch::cat({s.far_scores, s.near_scores.narrow(0, slot, c_.chunk_len)}).topk(c_.n_global, -1);
-    s.far_scores = scores;
-    const torch::Tensor at = torch::arange(leaving, leaving + c_.chunk_len, s.far_at.options());
-    s.far_at = torch::cat({s.far_at, at}).index_select(0, best);
-    for (const torch::Tensor* rows : {&s.keys, &s.values}) {
-      const torch::Tensor far = rows->narrow(1, c_.window, c_.n_global);
-      far.copy_(torch::cat({far, rows->narrow(1, slot, c_.chunk_len)}, 1).index_select(1, best));
+        torch::cat({s.far_scores, s.near_scores.index_select(0, leaving)}).topk(c_.n_global, -1);
+    s.far_scores.copy_(scores);
+    s.far_at.copy_(torch::cat({s.far_at, rows_ + at.left}).index_select(0, best));
+    for (torch::Tensor* rows : {&s.keys, &s.values}) {
+      torch::Tensor far = rows->narrow(1, c_.window, c_.n_global);
+      far.copy_(torch::cat({far, rows->index_select(1, leaving)}, 1).index_select(1, best));
     }
   }
 
-  torch::Tensor experts_of(const BlockParameters& w, const torch::Tensor& n, const BlockState& s) const {
-    torch::Tensor sum;
-    for (size_t i = 0; i < s.experts.size(); ++i) {
-      const int64_t e = s.experts[i];
-      const torch::Tensor y =
-          not_bf16(swiglu(n, w["moe_gate.weight"][e], w["moe_up.weight"][e], w["moe_down.weight"][e])) *
-          s.expert_weights[static_cast<int64_t>(i)];
-      sum = i == 0 ? y : sum + y;
-    }
-    return sum;
+  torch::Tensor experts_of(const torch::Tensor& in, const BlockState& s) const {
+    const auto of_each = [&](const torch::Tensor& weight) {
+      return torch::linear(in, weight).view({c_.n_active_experts, c_.d_expert});
+    };
+    return torch::linear(gated_rows(of_each(s.gate), of_each(s.up), s.expert_weights).view({1, -1}), s.down);
   }
 
-  torch::Tensor workspace_of(const BlockParameters& w, const torch::Tensor& n, BlockState& s) const {
+  torch::Tensor workspace_of(const BlockParameters& w, const torch::Tensor& n, const Places& at, BlockState& s) const {
     const Bf16Products off(n.device().type(), false);
     const double scale = 1.0 / std::sqrt(static_cast<double>(c_.slot_rank));
     const torch::Tensor q = torch::linear(n, w["slots_read_q.weight"]) * scale;
     const torch::Tensor read = torch::matmul(torch::softmax(torch::matmul(q, s.slot_k.t()), -1), s.slot_v);
-    s.write_k.narrow(0, in_chunk(), 1).copy_(torch::linear(n, w["slots_write_k.weight"]) * scale);
-    s.write_v.narrow(0, in_chunk(), 1).copy_(torch::linear(n, w["slots_write_v.weight"]));
-    if (in_chunk() + 1 == c_.chunk_len) {
+    s.write_k.index_copy_(0, at.in_chunk, torch::linear(n, w["slots_write_k.weight"]) * scale);
+    s.write_v.index_copy_(0, at.in_chunk, torch::linear(n, w["slots_write_v.weight"]));
+    if (ends_chunk()) {
       const torch::Tensor queries = torch::linear(s.slots, w["slots_write_q.weight"]);
       const torch::Tensor u = torch::matmul(torch::softmax(torch::matmul(queries, s.write_k.t()), -1), s.write_v);
       const torch::Tensor z =
           torch::sigmoid(torch::linear(torch::cat({s.slots, u}, -1), w["slots_gate.weight"], w["slots_gate.bias"]));
-      s.slots = torch::lerp(s.slots, u, z);
+      s.slots.copy_(torch::lerp(s.slots, u, z));
       project_slots(w, s);
     }
     return torch::linear(read, w["slots_read_out.weight"]);
@@ -250,22 +393,24 @@ class HydraDecoder final : public Decoder {
 
   static void project_slots(const BlockParameters& w, BlockState& s) {
     const Bf16Products off(s.slots.device().type(), false);
-    s.slot_k = torch::linear(s.slots, w["slots_read_k.weight"]);
-    s.slot_v = torch::linear(s.slots, w["slots_read_v.weight"]);
+    s.slot_k.copy_(torch::linear(s.slots, w["slots_read_k.weight"]));
+    s.slot_v.copy_(torch::linear(s.slots, w["slots_read_v.weight"]));
   }
 
   const HydraConfig c_;
   const Parameters& parameters_;
   const torch::TensorOptions options_;
+  torch::Tensor rows_;  // 0, 1 ... of a chunk
+  Rotation rotation_;
   std::vector<BlockState> blocks_;
-  int64_t position_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Decoder> make_decoder(const TrainConfig& config, const LanguageModel& model, int64_t capacity) {
-  if (config.architecture == "hydra") return std::make_unique<HydraDecoder>(config.hydra, model.parameters());
-  return std::make_unique<TransformerDecoder>(config.transformer, model.parameters(), capacity);
+std::unique_ptr<Decoder> make_decoder(const TrainConfig& config, const LanguageModel& model,
+                                      const DecoderOptions& options) {
+  if (config.architecture == "hydra") return std::make_unique<HydraDecoder>(config.hydra, model.parameters(), options);
+  return std::make_unique<TransformerDecoder>(config.transformer, model.parameters(), options);
 }
 
 void store_matrices_in_bf16(Parameters& parameters) {

@@ -172,15 +172,6 @@ TEST(SparseAttention, FusedIsThePlainForm) {
 }
 #endif
 
-// Every part, in sizes that the kernels take.
-HydraConfig config_for_kernels() {
-  HydraConfig c = tiny_config();
-  c.d_model = 64, c.chunk_len = 16, c.d_inner = 128, c.ssm_head_dim = 32, c.d_state = 64;
-  c.n_heads = 4, c.n_kv_heads = 2, c.head_dim = 16, c.window = 32, c.n_global = 16;
-  c.d_expert = 32, c.n_slots = 4, c.d_slot = 16, c.slot_rank = 16;
-  return c;
-}
-
 #define NEEDS_A_GPU()                                                      \
   if (!torch::cuda::is_available() || !DeviceStream::is_for(torch::kCUDA)) \
   GTEST_SKIP() << "the kernels are not there, or there is no GPU"

@@ -10,6 +10,8 @@ namespace polyspan {
 #ifndef POLYSPAN_HAS_HYDRA_KERNELS
 bool fused_ssm_takes(const HydraConfig&, const torch::Tensor&) { return false; }
 torch::Tensor fused_ssm(const HydraConfig&, const BlockParameters&, const torch::Tensor&) { return {}; }
+bool ssm_step_takes(const HydraConfig&, const torch::Tensor&) { return false; }
+torch::Tensor ssm_step(const HydraConfig&, const BlockParameters&, const torch::Tensor&, SsmState&) { return {}; }
 #else
 namespace {
 
@@ -111,6 +113,24 @@ bool fused_ssm_takes(const HydraConfig& c, const torch::Tensor& in) {
 torch::Tensor fused_ssm(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& in) {
   return FusedSsm::apply(in, w["ssm_conv.weight"], w["ssm_conv.bias"], w["ssm_dt.bias"], w["ssm_a_log"], w["ssm_d"],
                          w["ssm_norm.weight"], c.norm_eps, c);
+}
+
+bool ssm_step_takes(const HydraConfig& c, const torch::Tensor& in) {
+  return in.size(0) == 1 && in.size(1) == 1 && fused_ssm_takes(c, in);
+}
+
+torch::Tensor ssm_step(const HydraConfig& c, const BlockParameters& w, const torch::Tensor& in, SsmState& state) {
+  const hydra::SsmSizes s = ssm_sizes_of(c, in);
+  const TensorMaker make{in};
+  const torch::Tensor xbc = make.f32({s.d_channels()}), y = make.f32({1, 1, s.d_inner()});
+  const hydra::SsmWeights weights{floats_of(w["ssm_conv.weight"]), floats_of(w["ssm_conv.bias"]),
+                                  floats_of(w["ssm_dt.bias"]),     floats_of(w["ssm_a_log"]),
+                                  floats_of(w["ssm_d"]),           floats_of(w["ssm_norm.weight"]),
+                                  static_cast<float>(c.norm_eps)};
+  const DeviceStream stream(in.device());
+  hydra::ssm_step(s, weights, {bf16_of(in), floats_of(state.conv), floats_of(state.scan), floats_of(xbc), floats_of(y)},
+                  stream.handle());
+  return rms_norm(y, w["ssm_norm.weight"], c.norm_eps);
 }
 #endif
 

@@ -60,6 +60,33 @@ INSTANTIATE_TEST_SUITE_P(Sizes, FusedSsm,
                                          SsmCase{3, 96, 4, 32, 64, 4}, SsmCase{2, 130, 4, 32, 128, 3},
                                          SsmCase{16, 1, 4, 64, 64, 4}, SsmCase{1, 1100, 4, 32, 64, 2}));
 
+// Token after token, from a state that is not empty.
+TEST_P(FusedSsm, AStepIsThePlainForm) {
+  const torch::NoGradGuard no_grad;
+  const torch::Device device(torch::cuda::is_available() ? torch::kCUDA : torch::kCPU);
+  const SsmCase& size = GetParam();
+  HydraConfig c = tiny_config();
+  c.d_inner = size.n_heads * size.head_dim, c.ssm_head_dim = size.head_dim, c.d_state = size.d_state;
+  c.d_conv = size.d_conv, c.chunk_len = 16;
+  Parameters parameters(hydra_tensors(c), 1, float32().device(device));
+  stir(parameters, 0.1);
+  const BlockParameters w(parameters, 0);
+  torch::manual_seed(8);
+  const torch::Tensor in = torch::randn({1, 5, c.d_ssm_in()}).to(device, torch::kBFloat16);
+  if (!ssm_step_takes(c, in.slice(1, 0, 1).contiguous())) GTEST_SKIP() << "the kernels are not there, or no GPU";
+  const SsmState state{torch::randn({1, c.d_conv - 1, c.d_conv_channels()}).to(device),
+                       torch::randn({1, size.n_heads, size.head_dim, size.d_state}).to(device)};
+  SsmState expected = state, moved = {state.conv.clone(), state.scan.clone()};
+  for (int64_t t = 0; t < 5; ++t) {
+    const torch::Tensor one = in.slice(1, t, t + 1).contiguous();
+    const torch::Tensor plain = ssm_middle(c, w, one.to(torch::kFloat32), &expected), y = ssm_step(c, w, one, moved);
+    ASSERT_EQ(y.sizes(), plain.sizes());
+    EXPECT_LT(distance(y, plain), 1e-4) << "token " << t;
+    EXPECT_LT(distance(moved.scan, expected.scan), 1e-4) << "token " << t;
+    EXPECT_LT(distance(moved.conv, expected.conv), 1e-6) << "token " << t;
+  }
+}
+
 // To the bit: a later token reaches no earlier output, and no other sequence.
 TEST(FusedSsmCausality, HoldsToTheBit) {
   const torch::NoGradGuard no_grad;

@@ -22,6 +22,15 @@ inline HydraConfig tiny_config() {
   return c;
 }
 
+// Sizes that the kernels for GPUs take.
+inline HydraConfig config_for_kernels() {
+  HydraConfig c = tiny_config();
+  c.d_model = 64, c.chunk_len = 16, c.d_inner = 128, c.ssm_head_dim = 32, c.d_state = 64;
+  c.n_heads = 4, c.n_kv_heads = 2, c.head_dim = 16, c.window = 32, c.n_global = 16;
+  c.d_expert = 32, c.n_slots = 4, c.d_slot = 16, c.slot_rank = 16;
+  return c;
+}
+
 inline HydraConfig tiny_diagonal_config() {
   HydraConfig c = tiny_config();
   c.ssm_kind = SsmKind::kDiagonal;

@@ -9,9 +9,11 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <chrono>
 #include <cstdlib>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/error.h"
@@ -21,8 +23,8 @@
 #define USE_C10D_GLOO
 #endif
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #endif
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 namespace polyspan {
 namespace {
@@ -44,25 +46,25 @@ class Alone final : public Processes {
   torch::Tensor sum(const torch::Tensor& x) override { return x; }
 };
 
+// Where the processes find each other; the first one keeps it.
+c10::intrusive_ptr<c10d::Store> meet(int64_t rank, int64_t size, const std::string& host, int64_t port) {
+  c10d::TCPStoreOptions options;
+  options.port = static_cast<uint16_t>(port);
+  options.isServer = rank == 0;
+  options.numWorkers = static_cast<size_t>(size);
+  options.timeout = std::chrono::seconds(120);
+  return c10::make_intrusive<c10d::TCPStore>(host, options);
+}
+
 #ifdef POLYSPAN_HAS_GLOO
-class GlooProcesses final : public Processes {
+class GroupOfProcesses final : public Processes {
  public:
-  GlooProcesses(int64_t rank, int64_t size, const std::string& host, int64_t port) : Processes(rank, size) {
-    try {
-      c10d::TCPStoreOptions store;
-      store.port = static_cast<uint16_t>(port);
-      store.isServer = rank == 0;
-      store.numWorkers = static_cast<size_t>(size);
-      store.timeout = std::chrono::seconds(120);
-      const auto options = c10d::ProcessGroupGloo::Options::create(std::chrono::minutes(30));
-      options->devices.push_back(host == "127.0.0.1" ? c10d::ProcessGroupGloo::createDeviceForHostname(host)
-                                                     : c10d::ProcessGroupGloo::createDefaultDevice());
-      group_ = c10::make_intrusive<c10d::ProcessGroupGloo>(c10::make_intrusive<c10d::TCPStore>(host, store),
-                                                           static_cast<int>(rank), static_cast<int>(size), options);
-    } catch (const std::exception& error) {
-      throw Error::io("processes", "the ", size, " processes of the run did not find each other at ", host, ":", port,
-                      ": ", error.what());
-    }
+  GroupOfProcesses(int64_t rank, int64_t size, const std::string& host, int64_t port) : Processes(rank, size) {
+    const auto options = c10d::ProcessGroupGloo::Options::create(std::chrono::minutes(30));
+    options->devices.push_back(host == "127.0.0.1" ? c10d::ProcessGroupGloo::createDeviceForHostname(host)
+                                                   : c10d::ProcessGroupGloo::createDefaultDevice());
+    group_ = c10::make_intrusive<c10d::ProcessGroupGloo>(meet(rank, size, host, port), static_cast<int>(rank),
+                                                         static_cast<int>(size), options);
   }
   torch::Tensor sum(const torch::Tensor& x) override {
     std::vector<torch::Tensor> host = {x.detach().to(torch::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous()};
@@ -77,6 +79,40 @@ class GlooProcesses final : public Processes {
  private:
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
 };
+#else
+// Without Gloo's headers, as with a pip-installed LibTorch: each leaves its part in the store and adds up all of them in the
+// order of the ranks. What the first process has to carry grows with the square of their number.
+class GroupOfProcesses final : public Processes {
+ public:
+  GroupOfProcesses(int64_t rank, int64_t size, const std::string& host, int64_t port)
+      : Processes(rank, size), store_(meet(rank, size, host, port)) {
+    store_->setTimeout(std::chrono::minutes(30));
+  }
+  torch::Tensor sum(const torch::Tensor& x) override {
+    const torch::Tensor own = x.detach().to(torch::kCPU).contiguous();
+    const uint8_t* const bytes = static_cast<const uint8_t*>(own.data_ptr());
+    torch::Tensor total = torch::zeros_like(own);
+    try {
+      store_->set(key(n_sums_, rank_), std::vector<uint8_t>(bytes, bytes + own.nbytes()));
+      for (int64_t rank = 0; rank < size_; ++rank) {
+        std::vector<uint8_t> part = store_->get(key(n_sums_, rank));  // waits for it
+        POLYSPAN_CHECK(part.size() == own.nbytes(), "the processes add up different things");
+        total += torch::from_blob(part.data(), own.sizes(), own.options());
+      }
+      if (n_sums_ > 0)
+        store_->deleteKey(key(n_sums_ - 1, rank_));  // all have begun this sum, so all have read the last
+    } catch (const c10::Error& error) {
+      throw Error::io("processes", "another process of the run has gone: ", error.what_without_backtrace());
+    }
+    ++n_sums_;
+    return total.to(x.device());
+  }
+
+ private:
+  static std::string key(int64_t n, int64_t rank) { return std::to_string(n) + "/" + std::to_string(rank); }
+  c10::intrusive_ptr<c10d::Store> store_;
+  int64_t n_sums_ = 0;
+};
 #endif
 
 }  // namespace
@@ -88,15 +124,17 @@ std::unique_ptr<Processes> Processes::from_environment() {
   if (size <= 1) return std::make_unique<Alone>();
   const int64_t rank = number_in_environment("RANK").value_or(0);
   if (rank >= size) throw Error::bad_input("this process is number ", rank, " of ", size, "; they count from 0");
-#ifdef POLYSPAN_HAS_GLOO
-  const char* const host = std::getenv("MASTER_ADDR");
+  const char* const master = std::getenv("MASTER_ADDR");
+  const std::string host = master != nullptr ? master : "127.0.0.1";
   // torchrun keeps a store of its own at that port, in the words of its own version of LibTorch: ours is the next one.
   const bool taken = std::getenv("TORCHELASTIC_USE_AGENT_STORE") != nullptr;
   const int64_t port = number_in_environment("MASTER_PORT").value_or(29500) + taken;
-  return std::make_unique<GlooProcesses>(rank, size, host != nullptr ? host : "127.0.0.1", port);
-#else
-  throw Error::unsupported("this build trains in one process only: it was made without Gloo's headers (libgloo-dev)");
-#endif
+  try {
+    return std::make_unique<GroupOfProcesses>(rank, size, host, port);
+  } catch (const std::exception& error) {
+    throw Error::io("processes", "the ", size, " processes of the run did not find each other at ", host, ":", port,
+                    ": ", error.what());
+  }
 }
 
 double Processes::sum(double x) { return size_ == 1 ? x : sum(torch::full({1}, x, torch::kFloat64)).item<double>(); }
@@ -121,6 +159,16 @@ void Processes::sum_gradients(Parameters& parameters) {
     tensor.mutable_grad() = torch::sparse_coo_tensor(rows.unsqueeze(0), total.index_select(0, rows), tensor.sizes());
   }
 }
+
+namespace {
+
+// Whether a child has ended; it is still to be waited for.
+bool has_ended(pid_t child) {
+  siginfo_t info{};
+  return waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == child;
+}
+
+}  // namespace
 
 int start_processes(int64_t n, char** argv) {
   // A port that is free now: rank 0 listens there.
@@ -151,6 +199,7 @@ int start_processes(int64_t n, char** argv) {
     }
     children.push_back(child);
   }
+  const pid_t first = children.empty() ? -1 : children[0];
   int first_failure = std::ssize(children) == n ? 0 : 1;
   const auto end_all = [&] {
     for (const pid_t child : children) kill(child, SIGTERM);
@@ -162,7 +211,12 @@ int start_processes(int64_t n, char** argv) {
     if (ended < 0) break;
     std::erase(children, ended);
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    if (code != 0 && first_failure == 0) first_failure = code, end_all();
+    if (code == 0 || first_failure != 0) continue;
+    first_failure = code;
+    // What is wrong for all of them the first one says: it has five seconds for that.
+    for (int i = 0; i < 100 && left > 1 && !has_ended(first); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    end_all();
   }
   return first_failure;
 }

@@ -1,5 +1,5 @@
 // hydra/processes.h: one training run in several processes: each works on its share of every batch's sequences, and what
-// they find is added up (c10d with Gloo). The steps are those of one process, but for the order of sums.
+// they find is added up (c10d: Gloo where its headers are there, else c10d's store). The steps are those of one process, but for the order of sums.
 #pragma once
 
 #include "hydra/torch.h"
@@ -16,7 +16,7 @@ class Processes {
  public:
   // What torchrun or start_processes say in the environment: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT. Waits for the
   // others. Without them: one process, alone.
-  // Throws Error: kUnsupported (this build has no Gloo), kBadInput (numbers that are none), kIo (the others do not come).
+  // Throws Error: kBadInput (numbers that are none), kIo (the others do not come).
   static std::unique_ptr<Processes> from_environment();
   virtual ~Processes() = default;
 

@@ -242,6 +242,39 @@ __global__ void __launch_bounds__(256)
       store4(d_norm + int64_t{blockIdx.x} * d + channel, d_weight[quad]);
 }
 
+// A thread a channel.
+__global__ void conv_step_kernel(SsmSizes s, const bf16* in, const float* weight, const float* bias, float* past,
+                                 float* xbc) {
+  const int64_t channel = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, n = s.d_channels();
+  if (channel >= n) return;
+  const float* taps = weight + channel * s.d_conv;
+  float sum = bias[channel];
+  for (int64_t i = 0; i < s.d_conv; ++i) {
+    const float x = i + 1 < s.d_conv ? past[i * n + channel] : __bfloat162float(in[s.d_inner() + channel]);
+    sum += taps[i] * x;
+    if (i > 0) past[(i - 1) * n + channel] = x;
+  }
+  xbc[channel] = silu(sum);
+}
+
+// A warp a row of a head's state.
+__global__ void scan_step_kernel(SsmSizes s, SsmWeights w, const bf16* in, const float* xbc, float* scan, float* y) {
+  const int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32, head = row / s.head_dim;
+  if (row >= s.d_inner()) return;  // a whole warp
+  const float raw = __bfloat162float(in[s.d_inner() + s.d_channels() + head]) + w.dt_bias[head];
+  const float dt = raw > 20.0f ? raw : log1pf(expf(raw)), decay = expf(-expf(w.a_log[head]) * dt), dt_x = dt * xbc[row];
+  const float *b = xbc + s.d_inner(), *c = b + s.d_state;
+  float* state = scan + row * s.d_state;
+  float sum = 0;
+  for (int64_t i = threadIdx.x % 32; i < s.d_state; i += 32) {
+    const float value = state[i] * decay + dt_x * b[i];
+    state[i] = value;
+    sum += value * c[i];
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) y[row] = (sum + w.d[head] * xbc[row]) * silu(__bfloat162float(in[row]));
+}
+
 int norm_threads(const SsmSizes& s) {  // a warp at least, 256 at most
   const int64_t quads = (s.d_inner() / 4 + 31) / 32 * 32;
   return static_cast<int>(quads < 256 ? quads : 256);
@@ -294,6 +327,15 @@ void ssm_backward(const SsmSizes& s, const SsmWeights& w, const SsmActivations& 
       g.d_conv);
   time_steps_backward_kernel<<<n_chunks, 256, dt_bytes, stream>>>(s, typed(a.in), w.dt_bias, g.d_dt, typed(g.d_in),
                                                                   g.d_dt_bias);
+}
+
+void ssm_step(const SsmSizes& s, const SsmWeights& w, const SsmStep& step, Stream stream_) {
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  const bf16* in = typed(step.in);
+  conv_step_kernel<<<static_cast<unsigned>((s.d_channels() + 127) / 128), 128, 0, stream>>>(s, in, w.conv, w.conv_bias,
+                                                                                            step.conv, step.xbc);
+  scan_step_kernel<<<static_cast<unsigned>((s.d_inner() + 7) / 8), 256, 0, stream>>>(s, w, in, step.xbc, step.scan,
+                                                                                     step.y);
 }
 
 }  // namespace polyspan::hydra

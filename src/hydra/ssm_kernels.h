@@ -68,6 +68,17 @@ struct SsmGradients {
 int64_t ssm_norm_rows(const SsmSizes& sizes);
 int64_t ssm_conv_rows(const SsmSizes& sizes);
 
+// One token of one sequence, from state to state.
+struct SsmStep {
+  const Bf16* in;  // [d_in]
+  float* conv;     // [d_conv - 1, d_channels]: the last inputs of the convolution; moved on
+  float* scan;     // [n_heads, head_dim, d_state]: moved on
+  float* xbc;      // [d_channels]: written
+  float* y;        // [d_inner]: written: y silu(z), not normed yet
+};
+// REQUIRES: sizes of one token.
+void ssm_step(const SsmSizes& sizes, const SsmWeights& weights, const SsmStep& step, Stream stream);
+
 // The device of the calls that follow, of this thread.
 void use_device(int index);
 

@@ -242,6 +242,32 @@ TEST_F(Recipe, APhonebookTellsTheNumbersThatItAsksFor) {
   }
 }
 
+TEST_F(Recipe, SumsAreRightAndHardlyComeTwice) {
+  const TaskExamples made = make_task({.task = "sums", .length = 97, .pairs = 4, .examples = 100, .seed = 3});
+  const auto value = [](std::string digits) { return std::stoi(std::string(digits.rbegin(), digits.rend())); };
+  std::map<char, int> kinds;
+  std::set<std::string> problems;
+  for (int64_t e = 0; e < 100; ++e) {
+    const std::string text(made.tokens.begin() + e * 98, made.tokens.begin() + (e + 1) * 98);
+    for (size_t i = 0; i < 6; ++i) {
+      const std::string problem = text.substr(16 * i, 16);
+      const int a = value(problem.substr(1, 4)), b = value(problem.substr(6, 4)), answer = value(problem.substr(11));
+      ++kinds[problem[0]], problems.insert(problem);
+      EXPECT_TRUE(problem[5] == ',' && problem[10] == '=') << problem;
+      EXPECT_EQ(answer, problem[0] == '+'   ? a + b
+                        : problem[0] == '-' ? std::abs(a - b)
+                        : problem[0] == '>' ? std::max(a, b)
+                                            : std::min(a, b))
+          << problem;
+    }
+    EXPECT_EQ(text.substr(96), "..");
+    for (size_t t = 0; t < 98; ++t)
+      EXPECT_EQ(made.mask[static_cast<size_t>(e) * 98 + t], t < 96 && t % 16 >= 11 ? 1 : 0);
+  }
+  EXPECT_EQ(kinds.size(), 4u);
+  EXPECT_GE(problems.size(), 599u);
+}
+
 TEST_F(Recipe, TasksThatDoNotFitAreRefused) {
   for (const TaskOptions& o :
        {TaskOptions{.task = "recal"}, TaskOptions{.task = "recall", .length = 10, .pairs = 8},
@@ -250,7 +276,8 @@ TEST_F(Recipe, TasksThatDoNotFitAreRefused) {
         TaskOptions{.task = "facts", .pairs = 17577}, TaskOptions{.task = "chain", .pairs = 2, .asked = 3},
         TaskOptions{.task = "passkey", .length = 10, .pairs = 4}, TaskOptions{.task = "phonebook", .pairs = 1001},
         TaskOptions{.task = "phonebook", .length = 80, .pairs = 8, .questions = 1},
-        TaskOptions{.task = "phonebook", .questions = int64_t{1} << 62}})
+        TaskOptions{.task = "phonebook", .questions = int64_t{1} << 62}, TaskOptions{.task = "sums", .pairs = 16},
+        TaskOptions{.task = "sums", .length = 14, .pairs = 4}})
     EXPECT_THROW(make_task(o), Error) << o.task << " " << o.length << " " << o.pairs;
 }
 

@@ -1,6 +1,7 @@
 #include "recipe/tasks.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
 #include <string>
 
@@ -145,6 +146,27 @@ void phonebook(const TaskOptions& o, RandomSource& random, Writer out) {
   for (int64_t i = 0; i < o.questions; ++i) entry(static_cast<size_t>(random.below(o.pairs)), true);
 }
 
+constexpr int64_t kMostDigits = 15;  // numbers fit into 64 bits
+
+int64_t problem_bytes(int64_t digits) { return 3 * digits + 4; }
+
+void sums(const TaskOptions& o, RandomSource& random, Writer out) {
+  const int64_t n = (o.length + 1) / problem_bytes(o.pairs);
+  const auto number = [&](int64_t value, int64_t digits, bool scored) {
+    for (int64_t i = 0; i < digits; ++i, value /= 10) out.put(static_cast<char>('0' + value % 10), scored);
+  };
+  int64_t numbers = 1;
+  for (int64_t i = 0; i < o.pairs; ++i) numbers *= 10;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t kind = random.below(4), a = random.below(numbers), b = random.below(numbers);
+    const int64_t answers[] = {a + b, std::abs(a - b), std::max(a, b), std::min(a, b)};
+    out.put("+-><"[kind]), number(a, o.pairs, false);
+    out.put(','), number(b, o.pairs, false);
+    out.put('='), number(answers[kind], o.pairs + 1, true);
+  }
+  out.fill(o.length + 1 - n * problem_bytes(o.pairs));
+}
+
 }  // namespace
 
 TaskExamples make_task(const TaskOptions& o) {
@@ -188,6 +210,11 @@ TaskExamples make_task(const TaskOptions& o) {
     check_room(o, kEntryBytes * (o.pairs + o.questions) + o.gap + 1);
     out.chance = 0.1;
     make = phonebook;
+  } else if (o.task == "sums") {
+    if (o.pairs > kMostDigits) throw Error::bad_input("sums has at most ", kMostDigits, " digits; found ", o.pairs);
+    check_room(o, problem_bytes(o.pairs));
+    out.chance = 0.1;
+    make = sums;
   } else {
     throw Error::usage("task \"", o.task, "\" is not known; wanted ", kTaskNames);
   }

@@ -8,13 +8,13 @@
 
 namespace polyspan {
 
-inline constexpr std::string_view kTaskNames = "recall, copy, chain, facts, passkey or phonebook";
+inline constexpr std::string_view kTaskNames = "recall, copy, chain, facts, passkey, phonebook or sums";
 
 struct TaskOptions {
   std::string task = "recall";
   int64_t length = 128;  // tokens of an example that are read; an example has one more, the last one predicted
   int64_t pairs = 8;  // recall: key-value pairs; copy: letters; chain: chains; facts: facts there are; passkey: digits;
-                      // phonebook: entries
+                      // phonebook: entries; sums: digits of a number
   int64_t gap = 0;    // recall, copy, phonebook: filler between what is told and what is asked
   int64_t hops = 2;   // chain: facts of a chain
   int64_t asked = -1;     // chain: steps to the answer; -1: all hops, 0: from 1 to hops, by chance
@@ -39,6 +39,8 @@ struct TaskExamples {
 //         found: it has to be stored in the weights. The table depends on `pairs` alone; the seed draws what is asked.
 // passkey    "qh wK=4711;zt...K?4711": the digits that stand somewhere in noise.
 // phonebook  "kqz=4711;bda=0815;" gap "?bda=0815;": the number of a name, four digits (Jelassi et al., arXiv 2402.01032).
+// sums       "+7483,1920=81040": problems of two numbers, written from their last digit on; + sum, - difference, > the larger,
+//            < the smaller. With four digits there are 4e8 problems: those of another seed have hardly been seen.
 // Throws Error (kBadInput) where the task is not known or does not fit the length.
 TaskExamples make_task(const TaskOptions& options);
 
