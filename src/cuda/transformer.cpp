@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "cuda/device.h"
+#include "cuda/gradient.h"
 #include "cuda/prefill_attention.h"
 #include "cuda/span_profiler.h"
 
@@ -85,6 +86,24 @@ KvCache CudaTransformer::make_cache(KvLayout layout) const {
   auto buffer = std::make_shared<DeviceBuffer>(layout.bytes, layout.describe());
   std::byte* const data = buffer->data();
   return KvCache(std::move(layout), std::shared_ptr<std::byte>(std::move(buffer), data));
+}
+
+namespace {
+
+struct KeptInputs final : LayerInputs {
+  int64_t n_tokens = 0, d_model = 0;
+  DeviceBuffer values;  // [n_layers][n_tokens][d_model]
+  float* at(int64_t layer, int64_t token) const { return values.as<float>() + (layer * n_tokens + token) * d_model; }
+};
+
+}  // namespace
+
+std::unique_ptr<LayerInputs> CudaTransformer::make_layer_inputs(int64_t n_tokens) const {
+  auto inputs = std::make_unique<KeptInputs>();
+  inputs->n_tokens = n_tokens, inputs->d_model = config_.d_model;
+  inputs->values = DeviceBuffer(config_.n_layers * n_tokens * config_.d_model * 4,
+                                "the layers' inputs of " + std::to_string(n_tokens) + " tokens");
+  return inputs;
 }
 
 void CudaTransformer::reserve(int64_t n_tokens) {
@@ -195,7 +214,7 @@ void CudaTransformer::forward(const Batch& batch) {
   const int64_t n_tokens = static_cast<int64_t>(batch.tokens.size());
   POLYSPAN_CHECK(n_tokens >= 1 && n_tokens <= kMaxBatchTokens);
   int64_t row = 0;
-  bool one_each = true;
+  bool one_each = batch.inputs == nullptr;
   for (const BatchSequence& sequence : batch.sequences) {
     POLYSPAN_CHECK(sequence.first_row == row && sequence.n_rows >= 1 && sequence.cache->on_device());
     POLYSPAN_CHECK(sequence.cache->n_tokens() + sequence.n_rows <= sequence.cache->max_tokens());
@@ -269,11 +288,20 @@ void CudaTransformer::prefill(const Batch& batch) {
   upload(prefill_views_, views);
   upload(prefill_spans_, spans);
 
-  embed(embedding_, tokens_.as<int32_t>(), n_tokens, x_.as<float>(), stream_);
+  const auto* const inputs = static_cast<const KeptInputs*>(batch.inputs);
+  const int64_t first_token = batch.sequences[0].cache->n_tokens(), x_bytes = n_tokens * c.d_model * 4;
+  POLYSPAN_CHECK(inputs == nullptr ? batch.first_layer == 0
+                                   : n_sequences == 1 && first_token + n_tokens <= inputs->n_tokens);
+  if (batch.first_layer == 0)
+    embed(embedding_, tokens_.as<int32_t>(), n_tokens, x_.as<float>(), stream_);
+  else
+    copy_on_device(x_.data(), inputs->at(batch.first_layer, first_token), x_bytes, stream_);
   for (const BatchSequence& sequence : batch.sequences)
     rope_table(frequencies_.as<double>(), n_pairs, nullptr, sequence.cache->n_tokens(), sequence.n_rows,
                rope_.as<RopeTurn>() + sequence.first_row * n_pairs, stream_);
-  for (int64_t index = 0; index < c.n_layers; ++index)
+  for (int64_t index = batch.first_layer; index < c.n_layers; ++index) {
+    if (inputs != nullptr && batch.first_layer == 0)
+      copy_on_device(inputs->at(index, first_token), x_.data(), x_bytes, stream_);
     run_layer(index, n_tokens, [&](int64_t layer, ActivationType out_type, void* out) {
       for (int64_t s = 0; s < n_sequences; ++s) {
         const BatchSequence& sequence = batch.sequences[static_cast<size_t>(s)];
@@ -303,6 +331,7 @@ void CudaTransformer::prefill(const Batch& batch) {
         keep_chunk(type, c.n_kv_heads, c.head_dim, chunk, heads, position, n, stream_);
       }
     });
+  }
 }
 
 void CudaTransformer::compute_logits(const int32_t* rows, int64_t n) {
@@ -325,6 +354,20 @@ void CudaTransformer::logits(std::span<const int64_t> rows, float* out) {
     copy_to_host(out + first * vocab, logits_.data(), part * vocab * 4, stream_);
     stream_.synchronize();
   });
+}
+
+std::vector<TargetScore> CudaTransformer::scores(std::span<const int64_t> rows, std::span<const int32_t> targets) {
+  if (last_was_decode_) return Model::scores(rows, targets);
+  std::vector<TargetScore> all;
+  visit_logits(rows, [&](int64_t first, int64_t n) {
+    grow(scores_, kMostLogitRows * static_cast<int64_t>(sizeof(TargetScore)), "scores", stream_);
+    // rows_ has been read by then: the targets take its place.
+    copy_to_device(rows_.data(), targets.data() + first, n * 4, stream_);
+    score_targets(logits_.as<float>(), rows_.as<int32_t>(), n, config_.vocab_size, scores_.as<TargetScore>(), stream_);
+    const std::vector<TargetScore> part = to_host<TargetScore>(scores_.data(), n, stream_);
+    all.insert(all.end(), part.begin(), part.end());
+  });
+  return all;
 }
 
 template <typename Visit>

@@ -31,8 +31,10 @@ class CudaTransformer final : public Model {
   static std::unique_ptr<CudaTransformer> random(ModelConfig config, DType type, uint64_t seed, int device);
 
   KvCache make_cache(KvLayout layout) const override;
+  std::unique_ptr<LayerInputs> make_layer_inputs(int64_t n_tokens) const override;
   void forward(const Batch& batch) override;
   void logits(std::span<const int64_t> rows, float* out) override;
+  std::vector<TargetScore> scores(std::span<const int64_t> rows, std::span<const int32_t> targets) override;
   bool chosen_tokens(std::span<const int64_t> rows, int32_t* out) override;
   std::unique_ptr<SpanProfiler> make_span_profiler(Progress& progress) override;
   std::unique_ptr<SpanProfiler> make_span_profiler(const CudaProfilerOptions& options) const;
@@ -109,7 +111,7 @@ class CudaTransformer final : public Model {
   int64_t capacity_ = 0;
   DeviceBuffer x_, f32_, f16_, bf16_, codes_, scales_, qkv_, q_, gate_up_, rope_, tokens_, rows_, rules_;
   int64_t logit_rows_ = 0;
-  DeviceBuffer logits_;
+  DeviceBuffer logits_, scores_;  // of logit_rows_ rows
   // Prefill: the chunk's keys and values of one layer, and the tables of its sequences.
   DeviceBuffer chunk_, chunk_views_, prefill_views_, prefill_spans_;
 

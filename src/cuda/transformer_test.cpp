@@ -135,6 +135,47 @@ TEST(CudaTransformer, ContinuesAsStepByStep) {
 }
 
 // After chunks and after single tokens, by rules of all kinds: what the rule chooses of the logits that it gives away.
+// A pass that begins at a later layer with the inputs that another plan's pass kept, in chunks: what a whole pass gives, to
+// the bit, where the layers below have the same spans.
+TEST(CudaTransformer, BeginsAtALaterLayer) {
+  POLYSPAN_NEEDS_GPU();
+  RandomModelConfig config = small("llama", DType::kQ8_0, 4, 2, 64);
+  config.n_layers = 3;
+  Pair pair(config);
+  Model& model = *pair.gpu;
+  const HeadShape shape = model.config().head_shape();
+  const SpanRule narrow{64, 0}, wide{128, 0.25};
+  const SpanPlan base = SpanPlan::from_rules(shape, {3, {narrow, wide}}, false);
+  const SpanPlan changed = SpanPlan::from_rules(shape, {{narrow, wide}, {narrow, wide}, {kDenseRule, narrow}}, false);
+  constexpr int64_t kLength = 400;
+  const std::vector<int32_t> tokens = random_tokens(pair.cpu, kLength, 3);
+  const std::unique_ptr<LayerInputs> inputs = model.make_layer_inputs(kLength);
+  const auto run = [&](const SpanPlan& plan, LayerInputs* with, int64_t first_layer) {
+    KvCache cache = model.make_cache(KvLayout(model.config(), plan, kLength, KvType::kF16));
+    std::vector<TargetScore> scores;
+    for (const int64_t n : {250, 149, 1}) {
+      const std::span<const int32_t> chunk = std::span(tokens).subspan(static_cast<size_t>(cache.n_tokens()), n);
+      const BatchSequence sequence{&cache, 0, n};
+      model.forward({chunk, {&sequence, 1}, with, first_layer});
+      const int64_t row = n - 1;
+      const int32_t target = 7;
+      scores.push_back(model.scores({&row, 1}, {&target, 1}).front());
+    }
+    return scores;
+  };
+  const auto same = [](const std::vector<TargetScore>& a, const std::vector<TargetScore>& b) {
+    for (size_t i = 0; i < a.size(); ++i)
+      if (a[i].log_probability != b[i].log_probability) return false;
+    return true;
+  };
+  const std::vector<TargetScore> of_base = run(base, inputs.get(), 0), of_changed = run(changed, inputs.get(), 2);
+  EXPECT_TRUE(same(run(base, inputs.get(), 1), of_base));
+  EXPECT_FALSE(same(of_changed, of_base));
+  EXPECT_TRUE(same(of_changed, run(changed, inputs.get(), 2)));  // what was kept is still there
+  const std::unique_ptr<LayerInputs> other = model.make_layer_inputs(kLength);
+  EXPECT_TRUE(same(of_changed, run(changed, other.get(), 0)));
+}
+
 TEST(CudaTransformer, ChoosesByTheRules) {
   POLYSPAN_NEEDS_GPU();
   const RandomModelConfig config = small("llama", DType::kF16, 4, 2, 64);

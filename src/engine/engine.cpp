@@ -124,6 +124,33 @@ void Engine::read_results(std::span<const StepRequest> requests, std::span<const
   }
 }
 
+std::vector<TargetScore> Engine::score_targets(Sequence& sequence, std::span<const TokenId> tokens,
+                                               std::span<const int64_t> targets, LayerInputs* inputs,
+                                               int64_t first_layer) {
+  check_tokens(sequence, tokens, config().vocab_size);
+  POLYSPAN_CHECK(sequence.n_tokens() == 0 && (inputs != nullptr || first_layer == 0));
+  std::vector<TargetScore> scores;
+  const int64_t n_tokens = std::ssize(tokens);
+  for (int64_t begin = 0; begin < n_tokens; begin += model_->max_batch_tokens()) {
+    const int64_t part = std::min(model_->max_batch_tokens(), n_tokens - begin);
+    const BatchSequence of_part{&sequence.cache_, 0, part};
+    const std::span<const TokenId> chunk = tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(part));
+    model_->forward({chunk, {&of_part, 1}, inputs, first_layer});
+    sequence.tokens_.insert(sequence.tokens_.end(), chunk.begin(), chunk.end());
+    std::vector<int64_t> rows;
+    std::vector<TokenId> wanted;
+    for (const int64_t target : targets.subspan(scores.size())) {
+      if (target - 1 >= begin + part) break;
+      rows.push_back(target - 1 - begin), wanted.push_back(tokens[static_cast<size_t>(target)]);
+    }
+    if (rows.empty()) continue;
+    const std::vector<TargetScore> found = model_->scores(rows, wanted);
+    scores.insert(scores.end(), found.begin(), found.end());
+  }
+  POLYSPAN_CHECK(scores.size() == targets.size());
+  return scores;
+}
+
 void Engine::score(Sequence& sequence, std::span<const TokenId> tokens, int64_t visit_from,
                    const std::function<void(int64_t, std::span<const float>, int64_t)>& visit, Progress& progress) {
   constexpr int64_t kRows = 32;  // 6 MB of logits for a vocabulary of 49k

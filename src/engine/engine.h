@@ -73,6 +73,13 @@ class Engine {
              const std::function<void(int64_t first, std::span<const float> logits, int64_t n)>& visit,
              Progress& progress = no_progress());
 
+  // One score a target (ascending positions >= 1 of `tokens`, which are the sequence's first). `inputs`, of the model's
+  // make_layer_inputs or null: with first_layer 0 they are kept there; else the layers from first_layer on are computed, as
+  // if the sequence's plan were below them the one of the pass that kept.
+  std::vector<TargetScore> score_targets(Sequence& sequence, std::span<const TokenId> tokens,
+                                         std::span<const int64_t> targets, LayerInputs* inputs = nullptr,
+                                         int64_t first_layer = 0);
+
  private:
   explicit Engine(int n_threads) : context_(n_threads) {}
   // Logits and tokens that requests[which[i]] asked for, after row rows[i] of the last forward pass.

@@ -168,6 +168,31 @@ TEST(Engine, ScoreGivesTheLogitsOfSteps) {
   }
 }
 
+TEST(Engine, ScoresOfTargetsAreThoseOfTheirRows) {
+  const TinyEngine tiny;
+  constexpr int64_t kTokens = 560;  // more than one pass
+  const std::vector<TokenId> tokens = tiny.random_tokens(kTokens, 3);
+  const SpanPlan plan = tiny.uniform(0.5);
+  std::vector<int64_t> targets = {1, 2, 511, 512, 513, kTokens - 1};
+  for (int64_t target = 100; target < 180; target += 2) targets.push_back(target);  // more rows than are scored at once
+  std::sort(targets.begin(), targets.end());
+  const auto sequence = tiny->new_sequence(plan, kTokens, KvType::kF16),
+             other = tiny->new_sequence(plan, kTokens, KvType::kF16);
+  const std::vector<TargetScore> scores = tiny->score_targets(*sequence, tokens, targets);
+  EXPECT_EQ(sequence->tokens(), tokens);
+  ASSERT_EQ(scores.size(), targets.size());
+  size_t at = 0;
+  tiny->score(*other, tokens, 0, [&](int64_t first, std::span<const float> logits, int64_t n) {
+    for (; at < targets.size() && targets[at] - 1 < first + n; ++at) {
+      const TargetScore expected =
+          score_target(logits.data() + (targets[at] - 1 - first) * 270, 270, tokens[static_cast<size_t>(targets[at])]);
+      EXPECT_EQ(scores[at].log_probability, expected.log_probability) << targets[at];
+      EXPECT_EQ(scores[at].is_best, expected.is_best) << targets[at];
+    }
+  });
+  EXPECT_EQ(at, targets.size());
+}
+
 TEST(Engine, ProgressReachesTheTotal) {
   struct Record final : Progress {
     int64_t total = -1, done = -1, n_finished = 0;

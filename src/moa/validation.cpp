@@ -11,17 +11,7 @@ std::vector<TargetScore> score_targets(Engine& engine, const SpanPlan& plan, con
                                        std::span<const int64_t> targets) {
   POLYSPAN_CHECK(!targets.empty());
   const auto sequence = engine.new_sequence(plan, sample.length, KvType::kF16);
-  std::vector<TargetScore> scores;
-  const int64_t vocab = engine.config().vocab_size;
-  engine.score(*sequence, sample.tokens, targets.front() - 1,
-               [&](int64_t first, std::span<const float> logits, int64_t n) {
-                 while (scores.size() < targets.size() && targets[scores.size()] - 1 < first + n) {
-                   const int64_t target = targets[scores.size()];
-                   scores.push_back(score_target(logits.data() + (target - 1 - first) * vocab, vocab,
-                                                 sample.tokens[static_cast<size_t>(target)]));
-                 }
-               });
-  return scores;
+  return engine.score_targets(*sequence, sample.tokens, targets);
 }
 
 double mean_log_odds(std::span<const TargetScore> scores) {

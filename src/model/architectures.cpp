@@ -34,6 +34,20 @@ std::unique_ptr<Model> Model::load(std::unique_ptr<GgufFile> file, OpContext& co
   return architecture.make(std::move(file), std::move(config), context, progress);
 }
 
+std::vector<TargetScore> Model::scores(std::span<const int64_t> rows, std::span<const int32_t> targets) {
+  constexpr size_t kRows = 32;  // 6 MB of logits for a vocabulary of 49k
+  std::vector<TargetScore> scores;
+  std::vector<float> values(std::min(rows.size(), kRows) * static_cast<size_t>(config_.vocab_size));
+  for (size_t first = 0; first < rows.size(); first += kRows) {
+    const size_t n = std::min(kRows, rows.size() - first);
+    logits(rows.subspan(first, n), values.data());
+    for (size_t i = 0; i < n; ++i)
+      scores.push_back(score_target(values.data() + i * static_cast<size_t>(config_.vocab_size), config_.vocab_size,
+                                    targets[first + i]));
+  }
+  return scores;
+}
+
 void Model::skip_paths_below(double) {
   throw Error::unsupported("a model of architecture ", config_.architecture,
                            " has no paths to skip: only those of Hydra models have multipliers");

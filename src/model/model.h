@@ -27,9 +27,19 @@ struct BatchSequence {
   TokenRule rule = {};  // of the token after its last row, where the model chooses it itself
 };
 
+// The inputs of all layers for one sequence's tokens, where a model runs that can begin at a later one.
+class LayerInputs {
+ public:
+  virtual ~LayerInputs() = default;
+};
+
 struct Batch {
   std::span<const int32_t> tokens;           // [n_tokens], ids within the vocabulary
   std::span<const BatchSequence> sequences;  // cover the rows in order, each cache once
+  // Of a batch of one sequence. first_layer 0: every layer's input is kept there. Else the pass begins at that layer, with
+  // what a pass over the same tokens kept; the caches of the layers below are left as they are.
+  LayerInputs* inputs = nullptr;
+  int64_t first_layer = 0;
 };
 
 // Not thread-safe: one forward at a time.
@@ -44,11 +54,19 @@ class Model {
   // A cache where this model computes. Throws Error (kOutOfMemory) with the bytes needed and available.
   virtual KvCache make_cache(KvLayout layout) const { return KvCache(std::move(layout)); }
 
+  // For Batch::inputs, of a sequence of up to n_tokens. Null: every pass of this model begins at the first layer. Throws
+  // Error (kOutOfMemory).
+  virtual std::unique_ptr<LayerInputs> make_layer_inputs(int64_t n_tokens) const {
+    static_cast<void>(n_tokens);
+    return nullptr;
+  }
   // Runs all layers over the batch, writes the caches and advances them. REQUIRES: n_tokens <= max_batch_tokens(), every
   // cache has room. The hidden states stay valid until the next call.
   virtual void forward(const Batch& batch) = 0;
   // Logits [rows.size(), vocab_size] of some rows of the last batch.
   virtual void logits(std::span<const int64_t> rows, float* out) = 0;
+  // score_target() of targets[i] among the logits of rows[i].
+  virtual std::vector<TargetScore> scores(std::span<const int64_t> rows, std::span<const int32_t> targets);
   // The token after each of these rows, each the last of its sequence, by the sequence's rule, where the model chooses it
   // itself (on a GPU: no logits travel). False: it does not, ask for logits.
   virtual bool chosen_tokens(std::span<const int64_t> rows, int32_t* out) {
