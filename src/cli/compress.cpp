@@ -17,7 +17,7 @@ struct CompressArguments {
   std::vector<double> densities;
   std::vector<int64_t> lengths, extend;
   std::vector<std::string> kinds;
-  std::optional<int64_t> samples, steps, step_samples, validation_samples;
+  std::optional<int64_t> samples, steps, step_samples, validation_samples, refine, refine_samples;
   std::vector<std::string> weights;
   std::optional<uint64_t> seed;
   std::string documents, text;
@@ -42,6 +42,8 @@ struct CompressArguments {
       options.weights[weight.substr(0, at)] = value;
     }
     if (validation_samples) options.validation_samples = *validation_samples;
+    if (refine) options.refine = *refine;
+    if (refine_samples) options.refine_samples = *refine_samples;
     if (seed) options.seed = *seed;
     if (!influence.empty()) options.influence = estimator_by_name(influence);
     if (!loss.empty()) options.loss = profile_loss_by_name(loss);
@@ -151,6 +153,10 @@ void add_compress(CLI::App& app) {
       ->delimiter(',');
   command->add_option("--validation-samples", a->validation_samples,
                       "held-out samples that choose among the candidates (default: 3)");
+  command->add_option("--refine", a->refine,
+                      "rounds of refinement with the measured loss, for each density: minutes on a GPU (default: 0)");
+  command->add_option("--refine-samples", a->refine_samples,
+                      "samples that the rounds measure on; half as many more judge the end (default: 48)");
   command->add_flag("--per-query-head", a->per_query_head,
                     "a span for each query head (the cache keeps the longest of a group)");
   command->add_option("--seed", a->seed, "seed of the samples (default: 1)")->check(check_seed);

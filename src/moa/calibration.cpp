@@ -47,7 +47,7 @@ struct CalibrationSource::Parts {
       : tokenizer(engine.tokenizer()),
         options(std::move(given)),
         longest(longest_length),
-        material(tokenizer, engine.has_chat_format() ? &engine.chat_format() : nullptr, options.text),
+        material(tokenizer, engine.has_chat_format() ? &engine.chat_format() : nullptr, options.text, options.apart),
         documents(engine, options.documents) {}
 
   calibration::Draft draw(std::string_view kind, int64_t length, int64_t index, uint64_t seed) const {
@@ -59,7 +59,8 @@ struct CalibrationSource::Parts {
     if (kind == kRecords) return material.records(length, seed, needle_depth(length, index, seed));
     if (kind == kCopy) return material.copy(length, seed);
     if (kind == kSection) return material.section(length, seed);
-    if (kind == kText) return material.text(length, seed);
+    // Of the two that a dense profile takes one; and the next, which the first step at a length takes.
+    if (kind == kText) return material.text(length, seed, options.apart && (index + 1) / 2 % 2 == 1);
     POLYSPAN_CHECK(kind == kDocument && !options.documents.empty(), "no such kind: " + std::string(kind));
     return documents.draw(length, index, seed);
   }

@@ -18,6 +18,7 @@
 #include "eval/prompt_frame.h"
 #include "eval/words.h"
 #include "moa/calibration_parts.h"
+#include "moa/calibration_text.h"
 
 namespace polyspan::calibration {
 namespace {
@@ -72,11 +73,12 @@ std::vector<TokenId> continuation(const Tokenizer& tokenizer, std::string_view o
   return whole;
 }
 
-Material::Material(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view text)
+Material::Material(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view text, bool apart)
     : tokenizer_(tokenizer),
       format_(format),
       passkeys_(tokenizer, format, text),
       running_(tokenizer.encode(text, {})),
+      apart_(apart ? tokenizer.encode(words_apart(text), {}) : std::vector<TokenId>()),
       flat_(tokenizer.encode(joined(split_sentences(text)), {})) {
   if (tokenizer.adds_bos() && tokenizer.bos()) bos_ = {*tokenizer.bos()};
   find_sentences();
@@ -239,13 +241,14 @@ Draft Material::section(int64_t length, uint64_t seed) const {
   }
 }
 
-Draft Material::text(int64_t length, uint64_t seed) const {
+Draft Material::text(int64_t length, uint64_t seed, bool apart) const {
   RandomSource random{seed};
   const int64_t n_text = length - std::ssize(bos_);
   if (n_text < 2) throw Error::bad_input("a text sample of ", length, " tokens; ", 2 + std::ssize(bos_), " are needed");
-  const int64_t at = random.between(0, std::ssize(running_) - n_text);
+  const std::vector<TokenId>& all = apart ? apart_ : running_;
+  const int64_t at = random.between(0, std::ssize(all) - n_text);
   Draft draft{bos_, {}};
-  draft.append(std::span(running_).subspan(static_cast<size_t>(at), static_cast<size_t>(n_text)));
+  draft.append(std::span(all).subspan(static_cast<size_t>(at), static_cast<size_t>(n_text)));
   const int64_t first = length / 2, n_scored = length - first, n = std::min(n_scored, kMostTextTargets);
   for (int64_t i = 0; i < n; ++i) draft.targets.push_back(first + i * n_scored / n);
   return draft;

@@ -28,10 +28,14 @@ std::vector<TokenId> continuation(const Tokenizer& tokenizer, std::string_view o
 // The natural text in the forms that the kinds need. `tokenizer` and `format` must outlive it; format may be null.
 class Material {
  public:
-  Material(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view text);
+  // apart: also words_apart(text), for text().
+  Material(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view text, bool apart);
 
   // Natural tokens there are, of the form that has fewest.
-  int64_t n_tokens() const { return std::min(std::ssize(running_), std::ssize(flat_)); }
+  int64_t n_tokens() const {
+    const int64_t n = std::min(std::ssize(running_), std::ssize(flat_));
+    return apart_.empty() ? n : std::min(n, std::ssize(apart_));
+  }
 
   // All have exactly `length` tokens. Throw Error (kBadInput) for lengths that are too short for their kind.
   Draft passkey(FillerKind filler, int64_t length, uint64_t seed, const PasskeyVariant& variant = {}) const;
@@ -39,7 +43,7 @@ class Material {
   Draft records(int64_t length, uint64_t seed, double place) const;  // place: of the record asked for, in [0, 1)
   Draft copy(int64_t length, uint64_t seed) const;
   Draft section(int64_t length, uint64_t seed) const;
-  Draft text(int64_t length, uint64_t seed) const;
+  Draft text(int64_t length, uint64_t seed, bool apart) const;  // apart: in the form of words_apart
 
  private:
   struct Sentence {
@@ -57,6 +61,7 @@ class Material {
   PasskeyGenerator passkeys_;
   std::vector<TokenId> bos_;         // where texts begin with one
   std::vector<TokenId> running_;     // the text as it is
+  std::vector<TokenId> apart_;       // the text with its words apart
   std::vector<TokenId> flat_;        // the text without line ends: sentences can be quoted
   std::vector<int64_t> starts_;      // of sentences in flat_, ascending
   std::vector<Sentence> sentences_;  // those of a fitting length; empty only where flat_ is short

@@ -10,6 +10,7 @@
 #include "eval/eval_test_util.h"
 #include "eval/passkey.h"
 #include "eval/scores.h"
+#include "moa/calibration_text.h"
 
 namespace polyspan {
 namespace {
@@ -212,6 +213,18 @@ TEST_F(Calibration, TextIsRunningText) {
       }
       EXPECT_GE(sample.targets.back(), length - (length / 512 + 2));
     }
+}
+
+TEST_F(Calibration, HalfOfTheTextsHaveTheirWordsApart) {
+  CalibrationOptions options = options_with();
+  options.apart = true;
+  CalibrationSource source(*tiny_, options, 1000);
+  const std::string all = natural_text(), apart = words_apart(all);
+  for (int64_t index = 0; index < 4; ++index) {
+    const CalibrationSample sample = source.make("text", 1000, index);
+    EXPECT_EQ(std::ssize(sample.tokens), 1000);
+    EXPECT_NE((index == 0 || index == 3 ? all : apart).find(text_of(*tiny_, sample)), all.npos) << index;
+  }
 }
 
 TEST_F(Calibration, TextsWithoutSentences) {

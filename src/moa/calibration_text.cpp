@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <pugixml.hpp>
 #include <vector>
 
@@ -39,6 +40,16 @@ std::string single_spaced(std::string_view text) {
   return line;
 }
 
+enum class Part { kSpace, kWord, kNumber, kMark };
+
+// Bytes of letters beyond ASCII are of words.
+Part part_of(char c) {
+  if (kSpaces.find(c) != kSpaces.npos) return Part::kSpace;
+  if (c >= '0' && c <= '9') return Part::kNumber;
+  const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || static_cast<unsigned char>(c) >= 0x80;
+  return letter ? Part::kWord : Part::kMark;
+}
+
 struct Paragraphs : pugi::xml_tree_walker {
   std::string text;
   bool for_each(pugi::xml_node& node) override {
@@ -58,6 +69,30 @@ std::string paragraphs_of(std::string_view xhtml) {
   Paragraphs paragraphs;
   document.traverse(paragraphs);
   return std::move(paragraphs.text);
+}
+
+std::string words_apart(std::string_view text) {
+  constexpr int64_t kRare = 3;
+  std::vector<std::string_view> parts;
+  std::map<std::string_view, int64_t> counts;
+  for (size_t at = 0, end; at < text.size(); at = end) {
+    end = at + 1;
+    const auto same = [&, part = part_of(text[at])](char c) { return part != Part::kMark && part_of(c) == part; };
+    while (end < text.size() && same(text[end])) ++end;
+    parts.push_back(text.substr(at, end - at));
+    ++counts[parts.back()];
+  }
+  std::string apart;
+  for (const std::string_view part : parts) {
+    const Part kind = part_of(part[0]);
+    if (kind == Part::kSpace) {
+      if (part.find('\n') != part.npos) apart += " \n";
+      continue;
+    }
+    apart += ' ';
+    apart += kind == Part::kWord && counts[part] < kRare ? std::string_view("<unk>") : part;
+  }
+  return apart;
 }
 
 std::optional<std::string> default_calibration_text() {

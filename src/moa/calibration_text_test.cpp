@@ -24,6 +24,14 @@ TEST(CalibrationText, TakesTheProseOfAPage) {
   EXPECT_EQ(paragraphs_of(page), line + "\ninner " + line + "\n");
 }
 
+TEST(CalibrationText, WordsAndMarksStandApart) {
+  EXPECT_EQ(words_apart("An ox, an ox; an ox, an."), " <unk> ox , an ox ; an ox , an .");  // "An" and "an": two words
+  EXPECT_EQ(words_apart("a a-a\n\nRARE 1999's a"), " a a - a \n <unk> 1999 ' <unk> a");
+  EXPECT_EQ(words_apart("\xc3\xa9t\xc3\xa9 \xc3\xa9t\xc3\xa9 \xc3\xa9t\xc3\xa9!"),
+            " \xc3\xa9t\xc3\xa9 \xc3\xa9t\xc3\xa9 \xc3\xa9t\xc3\xa9 !");
+  EXPECT_EQ(words_apart(""), "");
+}
+
 TEST(CalibrationText, APageThatIsNoXmlGivesNothing) {
   EXPECT_EQ(paragraphs_of("<div class=\"para\">" + std::string(300, 'a')), "");
   EXPECT_EQ(paragraphs_of(""), "");

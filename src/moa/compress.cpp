@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "moa/profile_stage.h"
+#include "moa/refine_stage.h"
 #include "moa/search_stage.h"
 #include "moa/validation.h"
 #include "ops/isa.h"
@@ -38,7 +39,8 @@ class Compressor {
         options_(options),
         progress_(progress),
         samples_(run, engine, options),
-        stage_(run, engine, options, samples_, progress) {
+        stage_(run, engine, options, samples_, progress),
+        refine_(engine, run, options, samples_, stage_, progress) {
     lengths_ = options.lengths;
     lengths_.insert(lengths_.end(), options.extend.begin(), options.extend.end());
     std::sort(lengths_.begin(), lengths_.end());
@@ -72,6 +74,18 @@ class Compressor {
       {
         const Stopwatch watch(seconds_["search"]);
         candidates = search.find(density);
+      }
+      if (options_.refine > 0) {
+        const Stopwatch watch(seconds_["refinement"]);
+        if (std::optional<SpanPlan> refined = refine_.refine(search.problem(density), candidates)) {
+          SpanPlan::Info of_plan = info;
+          of_plan.density = density, of_plan.influence = estimator_name(options_.influence);
+          refined->set_info(of_plan);
+          refined->save(run_.path("candidates/" + density_name(density) + "/refined.json"));
+          // It was better than the others on far more samples than validation has: only the baselines stay beside it.
+          std::erase_if(candidates, [](const NamedPlan& candidate) { return !candidate.baseline; });
+          candidates.insert(candidates.begin(), {"refined", std::move(*refined)});
+        }
       }
       const Stopwatch watch(seconds_["validation"]);
       plans.push_back(choose(density, candidates));
@@ -226,6 +240,7 @@ class Compressor {
   Progress& progress_;
   SampleStore samples_;
   ProfileStage stage_;
+  RefineStage refine_;
   std::vector<int64_t> lengths_;  // profiled and extension, ascending
   std::vector<ValidationSample> validation_;
   std::map<std::string, double> seconds_;

@@ -3,6 +3,7 @@
 
 #include "eval/eval_test_util.h"
 #include "moa/compress.h"
+#include "moa/refine_stage.h"
 #include "moa/search_stage.h"
 #include "model/hydra_test_util.h"
 
@@ -104,6 +105,39 @@ TEST_F(CompressHydra, AHeadThatMattersKeepsItsWindow) {
   const HeadShape shape = engine->config().head_shape();
   EXPECT_EQ(SpanPlan::load(plan.file, shape).spans(1000).kv_head_spans,
             (std::vector<std::vector<int64_t>>{{64, 64}, {64, 128}}));
+}
+
+// One head's output reaches the residual stream, the others' do not; two plans, which give it its window and the smallest
+// span. Refined from the worse one, the plan gives it what the better one does; from the better one nothing is better.
+TEST_F(CompressHydra, RefinementMendsAWrongChoice) {
+  const HydraConfig config = tiny_hydra_config();
+  HydraTensors tensors = random_hydra_tensors(config, 1);
+  const int64_t row = config.n_heads * config.head_dim, group = row / config.n_kv_heads;
+  for (const char* name : {"blk.1.attn_output.weight", "blk.3.attn_output.weight"})
+    for (int64_t i = 0; i < std::ssize(tensors.at(name)); ++i)
+      if (name[4] == '1' || i % row / group != 1) tensors.at(name)[static_cast<size_t>(i)] = 0;
+  options_.refine = 1, options_.refine_samples = 24;
+  const std::unique_ptr<Engine> engine = load(config, tensors);
+  const HeadShape shape = engine->config().head_shape();
+  const LossCurve flat{.length = 384, .source_length = 384, .spans = {64, 128}, .loss = std::vector<double>(8, 0.0)};
+  const SearchProblem problem = search_problem(options_, shape, {flat}, 5.0 / 8);
+  const SpanRule smallest = problem.rules.front();
+  const NamedPlan wide{"wide", SpanPlan::from_rules(shape, {{smallest, smallest}, {smallest, kDenseRule}}, false),
+                       false},
+      narrow{"narrow", SpanPlan::from_rules(shape, {{kDenseRule, smallest}, {smallest, smallest}}, false), false};
+  const auto refined = [&](const char* folder, std::span<const NamedPlan> candidates) {
+    RunDirectory directory(folder_ / folder);
+    SampleStore store(directory, *engine, options_);
+    ProfileStage profiles(directory, *engine, options_, store, no_progress());
+    return RefineStage(*engine, directory, options_, store, profiles, no_progress()).refine(problem, candidates);
+  };
+  const std::optional<SpanPlan> from_wide = refined("wide", {&wide, 1}), from_narrow = refined("narrow", {&narrow, 1});
+  ASSERT_NE(from_wide.has_value(), from_narrow.has_value());
+  const bool wide_is_better = from_narrow.has_value();
+  const SpanPlan& end = wide_is_better ? *from_narrow : *from_wide;
+  EXPECT_EQ(end.rule(1, 1), wide_is_better ? kDenseRule : smallest);
+  const NamedPlan both[] = {wide_is_better ? narrow : wide, wide_is_better ? wide : narrow};
+  EXPECT_FALSE(refined("both", both).has_value());  // it begins with the better one
 }
 
 TEST_F(CompressHydra, RefusesWhatItCannotDo) {

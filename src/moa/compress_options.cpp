@@ -84,6 +84,8 @@ void CompressOptions::check() const {
       throw Error::usage("--weights: ", kind, " has ", weight, "; a weight lies between 0 and 1000");
   }
   check_count("--validation-samples", validation_samples, 1);
+  check_count("--refine", refine, 0);
+  check_count("--refine-samples", refine_samples, 2);
 }
 
 void CompressOptions::check_model(const ModelConfig& config) const {
@@ -115,6 +117,8 @@ nlohmann::ordered_json CompressOptions::to_json() const {
           {"step_samples", step_samples},
           {"weights", weights},
           {"validation_samples", validation_samples},
+          {"refine", refine},
+          {"refine_samples", refine_samples},
           {"influence", estimator_name(influence)},
           {"loss", profile_loss_name(loss)},
           {"per_query_head", per_query_head},
@@ -131,7 +135,8 @@ CompressOptions CompressOptions::from_json(const nlohmann::ordered_json& json, c
       read(json, file, "extend", o.extend);
   read(json, file, "kinds", o.kinds), read(json, file, "samples", o.samples), read(json, file, "steps", o.steps);
   read(json, file, "step_samples", o.step_samples), read(json, file, "weights", o.weights),
-      read(json, file, "validation_samples", o.validation_samples);
+      read(json, file, "validation_samples", o.validation_samples), read(json, file, "refine", o.refine),
+      read(json, file, "refine_samples", o.refine_samples);
   read(json, file, "influence", influence_text), read(json, file, "loss", loss_text);
   read(json, file, "per_query_head", o.per_query_head), read(json, file, "quick", o.quick),
       read(json, file, "seed", o.seed);
@@ -149,6 +154,14 @@ CompressOptions CompressOptions::from_json(const nlohmann::ordered_json& json, c
 int64_t CompressOptions::validation_length() const {
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
   return extend.empty() ? longest : (3 * longest + *std::min_element(extend.begin(), extend.end())) / 4;
+}
+
+std::vector<int64_t> CompressOptions::refine_lengths() const {
+  std::vector<int64_t> all = lengths;
+  std::sort(all.begin(), all.end());
+  if (all.size() > 2) all.erase(all.begin(), all.end() - 2);
+  if (!extend.empty()) all.push_back(*std::min_element(extend.begin(), extend.end()));
+  return all;
 }
 
 double CompressOptions::weight(std::string_view kind) const {

@@ -24,6 +24,8 @@ struct CompressOptions {
   int64_t steps = 2;               // profiles under the plan found so far, for each halving of the density
   int64_t step_samples = 1;        // of each kind (of records twice as many), at one length
   int64_t validation_samples = 3;
+  int64_t refine = 0;                     // rounds of refinement with the measured loss, for each density
+  int64_t refine_samples = 48;            // that its measurements share; half as many judge the end
   std::map<std::string, double> weights;  // of kinds; absent: 2 for retrieval, 1 for running text
   Estimator influence = Estimator::kSpan;
   ProfileLoss loss = ProfileLoss::kLogOdds;
@@ -43,6 +45,8 @@ struct CompressOptions {
   // The length of the validation samples: a quarter of the way from the longest profiled to the shortest extension length
   // (further on, small models answer little), or the longest profiled one where there is no extension.
   int64_t validation_length() const;
+  // Ascending: the two longest profiled ones and the shortest extension.
+  std::vector<int64_t> refine_lengths() const;
   double weight(std::string_view kind) const;
 };
 

@@ -80,6 +80,55 @@ TEST_F(Compress, RepeatsAndResumesToTheByte) {
   }
 }
 
+// A refinement that stops after any file it writes, or between two samples of a choice, ends with the same plan, to the byte.
+TEST_F(Compress, RefinementGoesOnWhereItStopped) {
+  options_.densities = {0.5}, options_.steps = 0, options_.refine = 2, options_.refine_samples = 14, options_.seed = 4;
+  const fs::path one = folder_ / "one", two = folder_ / "two";
+  run(one);
+  fs::copy(one, two, fs::copy_options::recursive);
+  std::vector<std::string> written;
+  for (const auto& entry : fs::recursive_directory_iterator(one / "refine"))
+    if (entry.is_regular_file()) written.push_back(fs::relative(entry.path(), one).string());
+  std::sort(written.begin(), written.end());
+  ASSERT_GE(written.size(), 18u);  // what dense makes of the samples, and rounds: a file a sample, choices, a summary
+  const auto goes_on = [&](const std::string& where) {
+    for (const char* name : {"candidates/0.5/refined.json", "validation/0.5.json", "plans/0.5.json"})
+      fs::remove(two / name);
+    run(two);
+    for (const std::string& name : written) EXPECT_TRUE(contents(one / name) == contents(two / name)) << name << where;
+    EXPECT_TRUE(contents(one / "plans/0.5.json") == contents(two / "plans/0.5.json")) << where;
+    EXPECT_EQ(fs::exists(one / "candidates/0.5/refined.json"), fs::exists(two / "candidates/0.5/refined.json"))
+        << where;
+  };
+  // The refined plan is the one that is taken, where there is one: beside it only baselines are validated.
+  const OrderedJson validation = OrderedJson::parse(contents(one / "validation/0.5.json"));
+  ASSERT_TRUE(fs::exists(one / "candidates/0.5/refined.json"));
+  for (const OrderedJson& row : validation["rows"])
+    EXPECT_TRUE(row["name"] == "refined" || row["name"] == "uniform" || row["name"] == "two-valued") << row["name"];
+  for (size_t kept = 0; kept < written.size(); kept += written.size() / 4) {
+    for (size_t i = kept; i < written.size(); ++i) fs::remove(two / written[i]);
+    goes_on(" after " + std::to_string(kept) + " files");
+  }
+  const fs::path choices = two / "refine/0.5/round-1/choices.json";
+  OrderedJson document = OrderedJson::parse(contents(choices));
+  ASSERT_GE(document["choices"].size(), 2u);
+  document["choices"].erase(document["choices"].begin() + 1, document["choices"].end());
+  document["choices"][0]["losses"].erase(document["choices"][0]["losses"].begin() + 12,
+                                         document["choices"][0]["losses"].end());
+  write_file_atomically(choices, document.dump());
+  fs::remove_all(two / "refine/0.5/round-2");
+  fs::remove(two / "refine/0.5.json"), fs::remove(two / "refine/0.5/round-1/summary.json");
+  goes_on(" in the midst of a choice");
+  fs::remove(two / "candidates/0.5/refined.json"), fs::remove(two / "validation/0.5.json");
+  document = OrderedJson::parse(contents(choices));
+  document["choices"][1]["changes"] = {{0, 1, 0.5}};
+  write_file_atomically(choices, document.dump());
+  expect_error([&] { run(two); }, ErrorKind::kBadFile, {"choices.json", "other choices"});
+  document["choices"][0]["losses"] = "none";
+  write_file_atomically(choices, document.dump());
+  expect_error([&] { run(two); }, ErrorKind::kBadFile, {"choices.json", "no losses"});
+}
+
 TEST_F(Compress, RefusesWhatItCannotDo) {
   CompressOptions options = options_;
   options.kinds = {"passkey-repeated"};

@@ -13,7 +13,12 @@ namespace polyspan {
 namespace {
 
 constexpr int64_t kTriesPerSample = 3;  // drawn for each accepted one, at most; and for the first
-constexpr uint64_t kValidationSeed = 0x9e3779b97f4a7c15u;
+
+// A role's samples are drawn from a stream of its own.
+uint64_t role_seed(std::string_view role) {
+  constexpr uint64_t kSeed = 0x9e3779b97f4a7c15u;
+  return kSeed * (role == "validation" ? 1 : role == "refine" ? 2 : role == "choose" ? 3 : role == "check" ? 4 : 0);
+}
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -44,7 +49,7 @@ SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOption
   if (!options.text.empty()) {
     calibration_.text = MappedFile(options.text).text();
   } else if (std::optional<std::string> text = default_calibration_text()) {
-    calibration_.text = std::move(*text);
+    calibration_.text = std::move(*text), calibration_.apart = true;
   } else {
     throw Error::bad_input("no running text was found on this system: give one with --text FILE");
   }
@@ -53,31 +58,36 @@ SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOption
     if (!calibration_.documents.empty()) kinds_.insert(kinds_.begin(), "document");
   }
   longest_ = std::max(options.validation_length(), *std::max_element(options.lengths.begin(), options.lengths.end()));
+  if (options.refine > 0) longest_ = std::max(longest_, options.refine_lengths().back());
   for (StoredSample& stored : run_.read_samples()) {
     by_id_[stored.role + "/" + stored.sample.id] = samples_.size();
     samples_.push_back(std::make_unique<StoredSample>(std::move(stored)));
   }
 }
 
-const CalibrationSample& SampleStore::get(std::string_view role, std::string_view kind, int64_t length, int64_t index) {
+const CalibrationSample& SampleStore::get(std::string_view role, std::string_view kind, int64_t length, int64_t index,
+                                          bool store_at_once) {
   const std::string id = std::to_string(length) + "/" + std::string(kind) + "/" + std::to_string(index),
                     key = std::string(role) + "/" + id;
   if (const auto found = by_id_.find(key); found != by_id_.end()) return samples_[found->second]->sample;
-  const bool validation = role == "validation";
-  std::unique_ptr<CalibrationSource>& source = validation ? validation_source_ : source_;
+  std::unique_ptr<CalibrationSource>& source = sources_[std::string(role)];
   if (source == nullptr) {
     CalibrationOptions of_role = calibration_;
-    if (validation) of_role.seed ^= kValidationSeed;
+    of_role.seed ^= role_seed(role);
     source = std::make_unique<CalibrationSource>(engine_, std::move(of_role), longest_);
   }
   CalibrationSample sample = source->make(kind, length, index);
   sample.id = id;
   by_id_[key] = samples_.size();
   samples_.push_back(std::make_unique<StoredSample>(StoredSample{std::move(sample), std::string(role)}));
+  if (store_at_once) save();
+  return samples_.back()->sample;
+}
+
+void SampleStore::save() {
   std::vector<StoredSample> all;
   for (const auto& stored : samples_) all.push_back(*stored);
   run_.write_samples(all);
-  return samples_.back()->sample;
 }
 
 SampleProfile ProfileStage::compute(const CalibrationSample& sample, const SpanPlan& plan) {

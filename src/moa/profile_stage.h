@@ -20,7 +20,10 @@ class SampleStore {
   // What is in the directory must have been made from the same options. All three must outlive it.
   SampleStore(RunDirectory& run, Engine& engine, const CompressOptions& options);
   // The sample `index` of a kind and length for a role; drawn from a stream of its own for each role.
-  const CalibrationSample& get(std::string_view role, std::string_view kind, int64_t length, int64_t index);
+  // It is stored at once, or by the next save(): each time all samples are written.
+  const CalibrationSample& get(std::string_view role, std::string_view kind, int64_t length, int64_t index,
+                               bool store_at_once = true);
+  void save();
   const std::vector<std::string>& kinds() const { return kinds_; }
 
  private:
@@ -28,8 +31,8 @@ class SampleStore {
   Engine& engine_;
   std::vector<std::string> kinds_;
   std::vector<std::unique_ptr<StoredSample>> samples_;
-  std::map<std::string, size_t> by_id_;  // role + "/" + id
-  std::unique_ptr<CalibrationSource> source_, validation_source_;
+  std::map<std::string, size_t> by_id_;                                // role + "/" + id
+  std::map<std::string, std::unique_ptr<CalibrationSource>> sources_;  // [role]
   CalibrationOptions calibration_;
   int64_t longest_;
 };

@@ -24,7 +24,7 @@ inline constexpr int64_t kRunFormatVersion = 3;
 // A sample and what it is for.
 struct StoredSample {
   CalibrationSample sample;
-  std::string role;  // "profile" or "validation"
+  std::string role;  // "profile", "validation", or of a refinement "refine", "choose", "check"
 };
 
 // Held by one process at a time.

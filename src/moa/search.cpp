@@ -36,33 +36,6 @@ void check_problem(const SearchProblem& problem) {
   }
 }
 
-ChoiceTables make_tables(const SearchProblem& problem) {
-  check_problem(problem);
-  ChoiceTables tables;
-  tables.n_groups = problem.shape.n_layers * problem.shape.n_kv_heads;
-  tables.group_size = problem.n_heads() / tables.n_groups;
-  tables.n_rules = static_cast<int>(problem.rules.size());
-  tables.gap = problem.gap;
-  tables.lengths = problem.bounded_lengths;
-  for (const int64_t length : problem.bounded_lengths) {
-    auto& kept = tables.kept.emplace_back();
-    for (const SpanRule& rule : problem.rules)
-      kept.push_back(
-          std::min(problem.shape.plan_length(length), problem.n_sink_tokens + problem.shape.span(rule, length)));
-    // A millionth of a token forgives that a density such as 0.29 is not exact in binary.
-    const double dense = static_cast<double>(problem.shape.plan_length(length) * tables.n_groups);
-    tables.most.push_back(static_cast<int64_t>(std::floor(problem.density * dense + 1e-6)));
-    tables.least.push_back(static_cast<int64_t>(std::ceil(problem.min_fill * problem.density * dense - 1e-6)));
-  }
-  for (const LossCurve& curve : problem.curves) {
-    auto& losses = tables.losses.emplace_back();
-    for (int64_t head = 0; head < tables.n_heads(); ++head)
-      for (const SpanRule& rule : problem.rules)
-        losses.push_back(curve.at(head, static_cast<double>(problem.shape.span(rule, curve.length))));
-  }
-  return tables;
-}
-
 std::vector<double> losses_of(const ChoiceTables& tables, const Choice& choice) {
   std::vector<double> losses;
   for (size_t curve = 0; curve < tables.losses.size(); ++curve) losses.push_back(tables.loss(curve, choice));
@@ -71,14 +44,10 @@ std::vector<double> losses_of(const ChoiceTables& tables, const Choice& choice) 
 
 Candidate make_candidate(const SearchProblem& problem, const ChoiceTables& tables, const Choice& choice,
                          std::string origin) {
-  const auto per_layer = static_cast<size_t>(tables.n_heads() / problem.shape.n_layers);
-  std::vector<std::vector<SpanRule>> rules(problem.shape.n_layers);
-  for (size_t head = 0; head < choice.size(); ++head) rules[head / per_layer].push_back(problem.rules[choice[head]]);
-  Candidate made{
-      .plan = SpanPlan::from_rules(problem.shape, std::move(rules), problem.per_query_head, problem.n_sink_tokens),
-      .losses = losses_of(tables, choice),
-      .densities = {},
-      .origin = std::move(origin)};
+  Candidate made{.plan = plan_of(problem, choice),
+                 .losses = losses_of(tables, choice),
+                 .densities = {},
+                 .origin = std::move(origin)};
   SpanPlan::Info info;
   info.density = problem.density;
   for (const LossCurve& curve : problem.curves)
@@ -176,6 +145,51 @@ class FrontPoints {
 
 }  // namespace
 
+ChoiceTables choice_tables(const SearchProblem& problem) {
+  check_problem(problem);
+  ChoiceTables tables;
+  tables.n_groups = problem.shape.n_layers * problem.shape.n_kv_heads;
+  tables.group_size = problem.n_heads() / tables.n_groups;
+  tables.n_rules = static_cast<int>(problem.rules.size());
+  tables.gap = problem.gap;
+  tables.lengths = problem.bounded_lengths;
+  for (const int64_t length : problem.bounded_lengths) {
+    auto& kept = tables.kept.emplace_back();
+    for (const SpanRule& rule : problem.rules)
+      kept.push_back(
+          std::min(problem.shape.plan_length(length), problem.n_sink_tokens + problem.shape.span(rule, length)));
+    // A millionth of a token forgives that a density such as 0.29 is not exact in binary.
+    const double dense = static_cast<double>(problem.shape.plan_length(length) * tables.n_groups);
+    tables.most.push_back(static_cast<int64_t>(std::floor(problem.density * dense + 1e-6)));
+    tables.least.push_back(static_cast<int64_t>(std::ceil(problem.min_fill * problem.density * dense - 1e-6)));
+  }
+  for (const LossCurve& curve : problem.curves) {
+    auto& losses = tables.losses.emplace_back();
+    for (int64_t head = 0; head < tables.n_heads(); ++head)
+      for (const SpanRule& rule : problem.rules)
+        losses.push_back(curve.at(head, static_cast<double>(problem.shape.span(rule, curve.length))));
+  }
+  return tables;
+}
+
+SpanPlan plan_of(const SearchProblem& problem, const Choice& choice) {
+  const auto per_layer = static_cast<size_t>(problem.n_heads() / problem.shape.n_layers);
+  std::vector<std::vector<SpanRule>> rules(problem.shape.n_layers);
+  for (size_t head = 0; head < choice.size(); ++head) rules[head / per_layer].push_back(problem.rules[choice[head]]);
+  return SpanPlan::from_rules(problem.shape, std::move(rules), problem.per_query_head, problem.n_sink_tokens);
+}
+
+Choice choice_of(const SearchProblem& problem, const SpanPlan& plan) {
+  Choice choice;
+  for (int64_t layer = 0; layer < problem.shape.n_layers; ++layer)
+    for (int64_t head = 0; head < plan.rules_per_layer(); ++head) {
+      const auto found = std::find(problem.rules.begin(), problem.rules.end(), plan.rule(layer, head));
+      POLYSPAN_CHECK(found != problem.rules.end(), "a rule that the problem does not have");
+      choice.push_back(static_cast<int>(found - problem.rules.begin()));
+    }
+  return choice;
+}
+
 double LossCurve::at(int64_t head, double span) const {
   if (span >= static_cast<double>(length)) return 0;
   const size_t n_spans = spans.size();
@@ -249,7 +263,7 @@ Candidate minimise(const SearchProblem& problem, const std::vector<double>& weig
   for (const double weight : weights)
     if (!(weight >= 0 && std::isfinite(weight)))
       throw Error::bad_input("search: found a weight of ", weight, ", wanted a number of at least 0");
-  const ChoiceSolver solver(make_tables(problem));
+  const ChoiceSolver solver(choice_tables(problem));
   const auto choice = solver.best(weights);
   if (!choice) throw_too_sparse(problem, solver);
   return make_candidate(problem, solver.tables(), *choice, "sum");
@@ -257,7 +271,7 @@ Candidate minimise(const SearchProblem& problem, const std::vector<double>& weig
 
 std::vector<Candidate> pareto_front(const SearchProblem& problem, int64_t steps, Progress& progress) {
   if (steps < 0) throw Error::bad_input("search: found a grid of ", steps, " steps, wanted at least 0");
-  const ChoiceSolver solver(make_tables(problem));
+  const ChoiceSolver solver(choice_tables(problem));
   const size_t n_curves = problem.curves.size();
   FrontPoints points(solver.tables());
   int64_t done = 0;

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/progress.h"
+#include "moa/choice_solver.h"
 #include "plan/span_plan.h"
 
 namespace polyspan {
@@ -66,6 +67,12 @@ struct Candidate {
 // curve, none negative. Throws Error (kBadInput) naming the smallest density that the rules can reach at the bounded
 // lengths, where the asked one is below it.
 Candidate minimise(const SearchProblem& problem, const std::vector<double>& weights);
+
+// The problem in plain numbers; a choice holds an index into problem.rules for each head.
+ChoiceTables choice_tables(const SearchProblem& problem);
+SpanPlan plan_of(const SearchProblem& problem, const Choice& choice);
+// REQUIRES: each rule of the plan is one of the problem's.
+Choice choice_of(const SearchProblem& problem, const SpanPlan& plan);
 
 // The Pareto front over the curves by epsilon-constraint: each curve's loss in turn is the objective, the others
 // bounded *together* on a grid of `steps` between their least and their largest losses on the front's corners: curves *

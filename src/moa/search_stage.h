@@ -51,6 +51,10 @@ class SearchStage {
   // Writes candidates/DENSITY/*.json and search/DENSITY.json. The candidates to validate, no two alike; the first is the one
   // that the annealing ends with. Densities must be asked for in descending order: each goes on from the one before.
   std::vector<NamedPlan> find(double density);
+  // Of the density that was found last: what its plan was the best of.
+  SearchProblem problem(double density) const {
+    return search_problem(options_, shape_, curves(tables_, weights_), density);
+  }
 
  private:
   // Goes down to `density`. Of the plans that were profiled there the one that kept most of the dense log-odds; none without
