@@ -81,6 +81,16 @@ OrderedJson probes_json(const SearchProblem& problem, std::span<const Probe> pro
   return json;
 }
 
+// Null also where they do not fit: whole passes lose the same.
+std::unique_ptr<LayerInputs> layer_inputs(const Model& model, int64_t n_tokens) {
+  try {
+    return model.make_layer_inputs(n_tokens);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kOutOfMemory) throw;
+    return nullptr;
+  }
+}
+
 std::vector<double> losses_from(const OrderedJson& json, const std::filesystem::path& file, size_t least, size_t most) {
   try {
     auto losses = json.at("losses").get<std::vector<double>>();
@@ -109,7 +119,7 @@ void RefineStage::measure_probes(const SearchProblem& problem, const Choice& now
     std::replace(id.begin(), id.end(), '/', '-');
     const std::string file = folder + "/" + id + ".json";
     if (!run_.has(file)) {
-      const std::unique_ptr<LayerInputs> inputs = engine_.model().make_layer_inputs(sample.sample->length);
+      const std::unique_ptr<LayerInputs> inputs = layer_inputs(engine_.model(), sample.sample->length);
       if (inputs != nullptr) refine_loss(engine_, options_, plan_of(problem, now), sample, inputs.get());
       Losses measured;
       for (const size_t i : wanted) {
