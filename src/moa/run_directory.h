@@ -19,7 +19,7 @@
 namespace polyspan {
 
 using OrderedJson = nlohmann::ordered_json;
-inline constexpr int64_t kRunFormatVersion = 3;
+inline constexpr int64_t kRunFormatVersion = 4;
 
 // A sample and what it is for.
 struct StoredSample {
