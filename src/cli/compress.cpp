@@ -156,7 +156,7 @@ void add_compress(CLI::App& app) {
   command->add_option("--refine", a->refine,
                       "rounds of refinement with the measured loss, for each density: minutes on a GPU (default: 0)");
   command->add_option("--refine-samples", a->refine_samples,
-                      "samples that the rounds measure on; half as many more judge the end (default: 48)");
+                      "samples that a round measures heads on; choices take twice as many (default: 48)");
   command->add_flag("--per-query-head", a->per_query_head,
                     "a span for each query head (the cache keeps the longest of a group)");
   command->add_option("--seed", a->seed, "seed of the samples (default: 1)")->check(check_seed);

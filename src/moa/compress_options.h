@@ -25,7 +25,7 @@ struct CompressOptions {
   int64_t step_samples = 1;        // of each kind (of records twice as many), at one length
   int64_t validation_samples = 3;
   int64_t refine = 0;                     // rounds of refinement with the measured loss, for each density
-  int64_t refine_samples = 48;            // that its measurements share; half as many judge the end
+  int64_t refine_samples = 48;            // a round measures heads on; choices take twice as many, the end as many
   std::map<std::string, double> weights;  // of kinds; absent: 2 for retrieval, 1 for running text
   Estimator influence = Estimator::kSpan;
   ProfileLoss loss = ProfileLoss::kLogOdds;

@@ -265,9 +265,14 @@ std::string origin_part(const PageContext& page) {
     HtmlTable table;
     table.caption = "Samples by kind; accepted: profiled under the dense model, which answered right";
     table.head = {"kind", "drawn", "profiled", "accepted", "for validation"};
-    for (const SampleKind& kind : run.samples)
+    const bool refined = std::any_of(run.samples.begin(), run.samples.end(),
+                                     [](const SampleKind& kind) { return kind.n_refinement > 0; });
+    if (refined) table.head.push_back("for refinement");
+    for (const SampleKind& kind : run.samples) {
       table.rows.push_back({escape_markup(kind.kind), count_text(kind.n_drawn), count_text(kind.n_profiled),
                             count_text(kind.n_accepted), count_text(kind.n_validation)});
+      if (refined) table.rows.back().push_back(count_text(kind.n_refinement));
+    }
     body += table.html();
   }
   if (!run.log.empty()) {

@@ -118,6 +118,21 @@ TEST(Page, HasEachSection) {
   EXPECT_EQ(page.find("not finished"), std::string::npos);
 }
 
+TEST(Page, CountsTheSamplesOfARefinement) {
+  TestRun run;
+  EXPECT_EQ(report_page(run.read()).find("for refinement"), std::string::npos);
+  run.files["samples.jsonl"] +=
+      R"({"id": "choose/256/text/0", "role": "choose", "kind": "text", "length": 256, "tokens": []})"
+      "\n";
+  run.replace("run.json", "\"profile\": 1.5", "\"profile\": 1.5, \"refinement\": 60");
+  const RunData data = run.read();
+  EXPECT_EQ(data.samples[0].n_refinement, 1);
+  EXPECT_EQ(data.samples[0].n_validation, 1);
+  const std::string page = report_page(data);
+  EXPECT_NE(page.find("for refinement"), std::string::npos);
+  EXPECT_NE(page.find("refinement 1 min"), std::string::npos) << page.substr(page.find("id=\"origin\""));
+}
+
 TEST(Page, HasEachSectionOfAnUnfinishedRun) {
   TestRun run;
   run.files = {{"run.json", run.files["run.json"]}};

@@ -94,9 +94,18 @@ void read_run_file(const std::filesystem::path& file, RunData& run) {
     if (const auto threads = device->find("threads")) run.n_threads = threads->integer(0, 1 << 20);
   }
   if (const auto seconds = root.find("seconds"))
-    for (const char* phase : {"profile", "search", "validation"})
+    for (const char* phase : {"profile", "search", "refinement", "validation"})
       if (const auto value = seconds->find(phase)) run.seconds.emplace_back(phase, value->number(0, 1e12));
   if (const auto finished = root.find("finished")) run.finished = finished->boolean();
+}
+
+int64_t SampleKind::*count_of_role(const JsonValue& role) {
+  const std::string name = role.text();
+  if (name == "profile") return &SampleKind::n_drawn;
+  if (name == "validation") return &SampleKind::n_validation;
+  if (name != "refine" && name != "choose" && name != "check")
+    role.wrong("profile, validation, refine, choose or check");
+  return &SampleKind::n_refinement;
 }
 
 // samples.jsonl, and what the first round made of its profile samples: by kind, in the order of the options.
@@ -116,11 +125,11 @@ std::vector<SampleKind> read_samples(const RunData& run) {
       const JsonValue root = document.root();
       const std::string kind = root.at("kind").text();
       const JsonValue role = root.at("role");
-      if (role.text() != "profile" && role.text() != "validation") role.wrong("profile or validation");
+      int64_t SampleKind::*const count = count_of_role(role);
       auto found =
           std::find_if(kinds.begin(), kinds.end(), [&](const SampleKind& known) { return known.kind == kind; });
       if (found == kinds.end()) found = kinds.insert(found, {.kind = kind});
-      ++(role.text() == "profile" ? found->n_drawn : found->n_validation);
+      ++((*found).*count);
       kind_of_id.emplace(root.at("id").text(), static_cast<size_t>(found - kinds.begin()));
     }
   }

@@ -38,6 +38,7 @@ struct SampleKind {
   int64_t n_profiled = 0;    // under the dense model
   int64_t n_accepted = 0;    // of those
   int64_t n_validation = 0;  // drawn for validation
+  int64_t n_refinement = 0;  // drawn for refinement
 };
 
 struct SearchRound {
