@@ -124,55 +124,56 @@ void Engine::read_results(std::span<const StepRequest> requests, std::span<const
   }
 }
 
+void Engine::read(Sequence& sequence, std::span<const TokenId> tokens, LayerInputs* inputs, int64_t first_layer,
+                  const std::function<void(int64_t begin, int64_t end)>& visit) {
+  const int64_t n_tokens = std::ssize(tokens);
+  for (int64_t begin = 0, end; begin < n_tokens; begin = end) {
+    end = std::min(begin + model_->max_batch_tokens(), n_tokens);
+    const BatchSequence rows{&sequence.cache_, 0, end - begin};
+    const std::span<const TokenId> chunk = tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    model_->forward({chunk, {&rows, 1}, inputs, first_layer});
+    sequence.tokens_.insert(sequence.tokens_.end(), chunk.begin(), chunk.end());
+    visit(begin, end);
+  }
+}
+
 std::vector<TargetScore> Engine::score_targets(Sequence& sequence, std::span<const TokenId> tokens,
                                                std::span<const int64_t> targets, LayerInputs* inputs,
                                                int64_t first_layer) {
   check_tokens(sequence, tokens, config().vocab_size);
   POLYSPAN_CHECK(sequence.n_tokens() == 0 && (inputs != nullptr || first_layer == 0));
   std::vector<TargetScore> scores;
-  const int64_t n_tokens = std::ssize(tokens);
-  for (int64_t begin = 0; begin < n_tokens; begin += model_->max_batch_tokens()) {
-    const int64_t part = std::min(model_->max_batch_tokens(), n_tokens - begin);
-    const BatchSequence of_part{&sequence.cache_, 0, part};
-    const std::span<const TokenId> chunk = tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(part));
-    model_->forward({chunk, {&of_part, 1}, inputs, first_layer});
-    sequence.tokens_.insert(sequence.tokens_.end(), chunk.begin(), chunk.end());
+  read(sequence, tokens, inputs, first_layer, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> rows;
     std::vector<TokenId> wanted;
     for (const int64_t target : targets.subspan(scores.size())) {
-      if (target - 1 >= begin + part) break;
+      if (target - 1 >= end) break;
       rows.push_back(target - 1 - begin), wanted.push_back(tokens[static_cast<size_t>(target)]);
     }
-    if (rows.empty()) continue;
+    if (rows.empty()) return;
     const std::vector<TargetScore> found = model_->scores(rows, wanted);
     scores.insert(scores.end(), found.begin(), found.end());
-  }
+  });
   POLYSPAN_CHECK(scores.size() == targets.size());
   return scores;
 }
 
 void Engine::score(Sequence& sequence, std::span<const TokenId> tokens, int64_t visit_from,
                    const std::function<void(int64_t, std::span<const float>, int64_t)>& visit, Progress& progress) {
-  constexpr int64_t kRows = 32;  // 6 MB of logits for a vocabulary of 49k
-  const int64_t n = static_cast<int64_t>(tokens.size()), vocab = config().vocab_size;
+  const int64_t vocab = config().vocab_size;
   check_tokens(sequence, tokens, vocab);
-  std::vector<float> logits(static_cast<size_t>(kRows * vocab));
-  progress.start("scoring", n);
-  for (int64_t begin = 0; begin < n; begin += model_->max_batch_tokens()) {
-    const int64_t part = std::min(model_->max_batch_tokens(), n - begin);
-    const BatchSequence rows{&sequence.cache_, 0, part};
-    const std::span<const TokenId> chunk = tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(part));
-    model_->forward({chunk, {&rows, 1}});
-    sequence.tokens_.insert(sequence.tokens_.end(), chunk.begin(), chunk.end());
-    for (int64_t first = std::max(begin, visit_from); first < begin + part; first += kRows) {
+  std::vector<float> logits(static_cast<size_t>(Model::kScoredRows * vocab));
+  progress.start("scoring", std::ssize(tokens));
+  read(sequence, tokens, nullptr, 0, [&](int64_t begin, int64_t end) {
+    for (int64_t first = std::max(begin, visit_from); first < end; first += Model::kScoredRows) {
       std::vector<int64_t> wanted;
-      for (int64_t i = first; i < std::min(first + kRows, begin + part); ++i) wanted.push_back(i - begin);
+      for (int64_t i = first; i < std::min(first + Model::kScoredRows, end); ++i) wanted.push_back(i - begin);
       model_->logits(wanted, logits.data());
       visit(first, std::span(logits).first(wanted.size() * static_cast<size_t>(vocab)),
             static_cast<int64_t>(wanted.size()));
     }
-    progress.update(begin + part);
-  }
+    progress.update(end);
+  });
   progress.finish();
 }
 

@@ -82,6 +82,9 @@ class Engine {
 
  private:
   explicit Engine(int n_threads) : context_(n_threads) {}
+  // Runs tokens that were checked through the model in passes; visit(begin, end) after the one over tokens [begin, end).
+  void read(Sequence& sequence, std::span<const TokenId> tokens, LayerInputs* inputs, int64_t first_layer,
+            const std::function<void(int64_t begin, int64_t end)>& visit);
   // Logits and tokens that requests[which[i]] asked for, after row rows[i] of the last forward pass.
   void read_results(std::span<const StepRequest> requests, std::span<const size_t> which,
                     std::span<const int64_t> rows);

@@ -62,6 +62,11 @@ torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& keys, const to
   return torch::matmul(torch::softmax(logits + bias, -1), values).reshape({1, -1});
 }
 
+// row [n_kv_heads, head_dim] into a cache [n_kv_heads, n, head_dim]. place [1], int64.
+void keep_at(const torch::Tensor& place, const torch::Tensor& row, torch::Tensor& cache) {
+  cache.index_copy_(1, place, row.to(cache.scalar_type()).unsqueeze(1));
+}
+
 torch::TensorOptions cache_options(const torch::TensorOptions& options) {
   return Bf16Products::are_on(options.device().type()) ? options.dtype(torch::kBFloat16) : options;
 }
@@ -106,8 +111,10 @@ class SteppingDecoder : public Decoder {
   }
 
  protected:
-  SteppingDecoder(const torch::TensorOptions& options, bool graphs)
-      : position_(torch::zeros({1}, options.dtype(torch::kInt64))),
+  SteppingDecoder(const Parameters& parameters, bool graphs)
+      : parameters_(parameters),
+        options_(parameters["output_norm.weight"].options().requires_grad(false)),
+        position_(torch::zeros({1}, options_.dtype(torch::kInt64))),
         token_(torch::zeros_like(position_)),
         graphs_(graphs && DeviceGraph::is_for(position_.device())) {}
 
@@ -115,8 +122,10 @@ class SteppingDecoder : public Decoder {
   virtual int64_t kind_of_step() const = 0;
   virtual torch::Tensor compute(const torch::Tensor& token) = 0;  // adds 1 to position_ at its end
 
-  int64_t n_read_ = 0;      // tokens read before this step, as the host knows
-  torch::Tensor position_;  // [1], int64: the same on the device
+  const Parameters& parameters_;
+  const torch::TensorOptions options_;  // of what a step computes
+  int64_t n_read_ = 0;                  // tokens read before this step, as the host knows
+  torch::Tensor position_;              // [1], int64: the same on the device
 
  private:
   struct Kind {
@@ -135,10 +144,8 @@ int64_t bytes_of(const torch::Tensor& tensor) { return tensor.defined() ? static
 class TransformerDecoder final : public SteppingDecoder {
  public:
   TransformerDecoder(const TransformerSizes& sizes, const Parameters& parameters, const DecoderOptions& options)
-      : SteppingDecoder(parameters["output_norm.weight"].options().requires_grad(false), options.graphs),
+      : SteppingDecoder(parameters, options.graphs),
         c_(sizes),
-        parameters_(parameters),
-        options_(parameters["output_norm.weight"].options().requires_grad(false)),
         bias_(torch::full({options.capacity}, kUnseen, options_)),
         one_(torch::ones({1}, options_)),
         rotation_(c_.head_dim, c_.rope_base, options_) {
@@ -165,11 +172,8 @@ class TransformerDecoder final : public SteppingDecoder {
       const torch::Tensor n = for_products(rms_norm(x, w["attn_norm.weight"], c_.norm_eps));
       const auto heads = [&](const char* name) { return torch::linear(n, w[name]).view({-1, c_.head_dim}); };
       torch::Tensor &keys = keys_[static_cast<size_t>(layer)], &values = values_[static_cast<size_t>(layer)];
-      const auto keep = [&](torch::Tensor& cache, const torch::Tensor& row) {
-        cache.index_copy_(1, position_, row.to(cache.scalar_type()).unsqueeze(1));
-      };
-      keep(keys, rotation_.of(heads("attn_k.weight")));
-      keep(values, heads("attn_v.weight"));
+      keep_at(position_, rotation_.of(heads("attn_k.weight")), keys);
+      keep_at(position_, heads("attn_v.weight"), values);
       const torch::Tensor read = attend(rotation_.of(heads("attn_q.weight")), keys, values, bias_);
       x = x + not_bf16(torch::linear(read, w["attn_output.weight"]));
       const torch::Tensor m = for_products(rms_norm(x, w["ffn_norm.weight"], c_.norm_eps));
@@ -182,8 +186,6 @@ class TransformerDecoder final : public SteppingDecoder {
   }
 
   const TransformerSizes c_;
-  const Parameters& parameters_;
-  const torch::TensorOptions options_;
   std::vector<torch::Tensor> keys_, values_;  // [n_kv_heads, capacity, head_dim]
   torch::Tensor bias_;                        // [capacity]: 0 where there is a token
   torch::Tensor one_;
@@ -209,10 +211,8 @@ struct BlockState {
 class HydraDecoder final : public SteppingDecoder {
  public:
   HydraDecoder(const HydraConfig& config, const Parameters& parameters, const DecoderOptions& options)
-      : SteppingDecoder(parameters["output_norm.weight"].options().requires_grad(false), options.graphs),
+      : SteppingDecoder(parameters, options.graphs),
         c_(config),
-        parameters_(parameters),
-        options_(parameters["output_norm.weight"].options().requires_grad(false)),
         rows_(torch::arange(c_.chunk_len, position_.options())),
         rotation_(c_.head_dim, c_.rope_base, options_) {
     const torch::NoGradGuard no_grad;
@@ -338,11 +338,8 @@ class HydraDecoder final : public SteppingDecoder {
   torch::Tensor attention(const BlockParameters& w, const torch::Tensor& in, const Places& at, BlockState& s) const {
     if (fills_global_set() && c_.n_global > 0) update_global_set(at, s);
     const auto heads = [&](const char* name) { return torch::linear(in, w[name]).view({-1, c_.head_dim}); };
-    const auto keep = [&](torch::Tensor& ring, const torch::Tensor& row) {
-      ring.index_copy_(1, at.in_ring, row.to(ring.scalar_type()).unsqueeze(1));
-    };
-    keep(s.keys, rotation_.of(heads("attn_k.weight")));
-    keep(s.values, heads("attn_v.weight"));
+    keep_at(at.in_ring, rotation_.of(heads("attn_k.weight")), s.keys);
+    keep_at(at.in_ring, heads("attn_v.weight"), s.values);
     s.bias.index_fill_(0, at.in_ring, 0);
     if (c_.n_global > 0) {
       s.near_scores.index_copy_(0, at.in_ring,
@@ -398,8 +395,6 @@ class HydraDecoder final : public SteppingDecoder {
   }
 
   const HydraConfig c_;
-  const Parameters& parameters_;
-  const torch::TensorOptions options_;
   torch::Tensor rows_;  // 0, 1 ... of a chunk
   Rotation rotation_;
   std::vector<BlockState> blocks_;

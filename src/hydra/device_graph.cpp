@@ -12,6 +12,7 @@ namespace polyspan {
 #ifdef POLYSPAN_HAS_HYDRA_KERNELS
 struct DeviceGraph::Graph {
   at::cuda::CUDAGraph recorded{/*keep_graph=*/true};
+  size_t n_launches = 0;
 };
 
 DeviceGraph::DeviceGraph(const torch::Device& device, const std::function<void()>& work)
@@ -22,13 +23,10 @@ DeviceGraph::DeviceGraph(const torch::Device& device, const std::function<void()
   graph_->recorded.capture_begin();
   work();
   graph_->recorded.capture_end();
+  POLYSPAN_CHECK(cudaGraphGetNodes(graph_->recorded.raw_cuda_graph(), nullptr, &graph_->n_launches) == cudaSuccess);
 }
 void DeviceGraph::replay() const { graph_->recorded.replay(); }
-int64_t DeviceGraph::n_launches() const {
-  size_t n = 0;
-  POLYSPAN_CHECK(cudaGraphGetNodes(graph_->recorded.raw_cuda_graph(), nullptr, &n) == cudaSuccess);
-  return static_cast<int64_t>(n);
-}
+int64_t DeviceGraph::n_launches() const { return static_cast<int64_t>(graph_->n_launches); }
 bool DeviceGraph::is_for(const torch::Device& device) { return device.is_cuda(); }
 #else
 struct DeviceGraph::Graph {};

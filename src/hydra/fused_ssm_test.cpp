@@ -20,28 +20,34 @@ void PrintTo(const SsmCase& c, std::ostream* out) {
        << c.d_state << ", convolution " << c.d_conv;
 }
 
-class FusedSsm : public testing::TestWithParam<SsmCase> {};
+class FusedSsm : public testing::TestWithParam<SsmCase> {
+ protected:
+  FusedSsm() { stir(parameters_, 0.1); }
+  static HydraConfig config_of(const SsmCase& size) {
+    HydraConfig c = tiny_config();
+    c.d_inner = size.n_heads * size.head_dim, c.ssm_head_dim = size.head_dim, c.d_state = size.d_state;
+    c.d_conv = size.d_conv, c.chunk_len = 16;
+    return c;
+  }
+  const torch::Device device_{torch::cuda::is_available() ? torch::kCUDA : torch::kCPU};
+  const HydraConfig c_ = config_of(GetParam());
+  Parameters parameters_{hydra_tensors(c_), 1, float32().device(device_)};
+  const BlockParameters w_{parameters_, 0};
+};
 
 TEST_P(FusedSsm, IsThePlainForm) {
-  const torch::Device device(torch::cuda::is_available() ? torch::kCUDA : torch::kCPU);
   const SsmCase& size = GetParam();
-  HydraConfig c = tiny_config();
-  c.d_inner = size.n_heads * size.head_dim, c.ssm_head_dim = size.head_dim, c.d_state = size.d_state;
-  c.d_conv = size.d_conv, c.chunk_len = 16;
-  Parameters parameters(hydra_tensors(c), 1, float32().device(device));
-  stir(parameters, 0.1);
-  const BlockParameters w(parameters, 0);
   torch::manual_seed(5);
   const torch::Tensor in =
-      torch::randn({size.n_seqs, size.n_tokens, c.d_ssm_in()}).to(device, torch::kBFloat16).set_requires_grad(true);
-  if (!fused_ssm_takes(c, in)) GTEST_SKIP() << "the kernels are not there, or there is no GPU";
-  const torch::Tensor direction = torch::randn({size.n_seqs, size.n_tokens, c.d_inner}).to(device);
+      torch::randn({size.n_seqs, size.n_tokens, c_.d_ssm_in()}).to(device_, torch::kBFloat16).set_requires_grad(true);
+  if (!fused_ssm_takes(c_, in)) GTEST_SKIP() << "the kernels are not there, or there is no GPU";
+  const torch::Tensor direction = torch::randn({size.n_seqs, size.n_tokens, c_.d_inner}).to(device_);
   const auto gradients = [&](const torch::Tensor& out) {
     std::vector<torch::Tensor> inputs = {in}, grads;
-    for (const char* name : kSsmWeights) inputs.push_back(w[name]);
+    for (const char* name : kSsmWeights) inputs.push_back(w_[name]);
     return torch::autograd::grad({(out.to(torch::kFloat32) * direction).sum()}, inputs);
   };
-  const torch::Tensor plain = ssm_middle(c, w, in.to(torch::kFloat32)), fused = fused_ssm(c, w, in);
+  const torch::Tensor plain = ssm_middle(c_, w_, in.to(torch::kFloat32)), fused = fused_ssm(c_, w_, in);
   ASSERT_EQ(fused.sizes(), plain.sizes());
   EXPECT_LT(distance(fused, plain), 0.01);  // bf16 keeps 8 bits: half a unit is 0.002, at four places
   const std::vector<torch::Tensor> expected = gradients(plain), actual = gradients(fused);
@@ -63,23 +69,17 @@ INSTANTIATE_TEST_SUITE_P(Sizes, FusedSsm,
 // Token after token, from a state that is not empty.
 TEST_P(FusedSsm, AStepIsThePlainForm) {
   const torch::NoGradGuard no_grad;
-  const torch::Device device(torch::cuda::is_available() ? torch::kCUDA : torch::kCPU);
   const SsmCase& size = GetParam();
-  HydraConfig c = tiny_config();
-  c.d_inner = size.n_heads * size.head_dim, c.ssm_head_dim = size.head_dim, c.d_state = size.d_state;
-  c.d_conv = size.d_conv, c.chunk_len = 16;
-  Parameters parameters(hydra_tensors(c), 1, float32().device(device));
-  stir(parameters, 0.1);
-  const BlockParameters w(parameters, 0);
   torch::manual_seed(8);
-  const torch::Tensor in = torch::randn({1, 5, c.d_ssm_in()}).to(device, torch::kBFloat16);
-  if (!ssm_step_takes(c, in.slice(1, 0, 1).contiguous())) GTEST_SKIP() << "the kernels are not there, or no GPU";
-  const SsmState state{torch::randn({1, c.d_conv - 1, c.d_conv_channels()}).to(device),
-                       torch::randn({1, size.n_heads, size.head_dim, size.d_state}).to(device)};
+  const torch::Tensor in = torch::randn({1, 5, c_.d_ssm_in()}).to(device_, torch::kBFloat16);
+  if (!ssm_step_takes(c_, in.slice(1, 0, 1).contiguous())) GTEST_SKIP() << "the kernels are not there, or no GPU";
+  const SsmState state{torch::randn({1, c_.d_conv - 1, c_.d_conv_channels()}).to(device_),
+                       torch::randn({1, size.n_heads, size.head_dim, size.d_state}).to(device_)};
   SsmState expected = state, moved = {state.conv.clone(), state.scan.clone()};
   for (int64_t t = 0; t < 5; ++t) {
     const torch::Tensor one = in.slice(1, t, t + 1).contiguous();
-    const torch::Tensor plain = ssm_middle(c, w, one.to(torch::kFloat32), &expected), y = ssm_step(c, w, one, moved);
+    const torch::Tensor plain = ssm_middle(c_, w_, one.to(torch::kFloat32), &expected),
+                        y = ssm_step(c_, w_, one, moved);
     ASSERT_EQ(y.sizes(), plain.sizes());
     EXPECT_LT(distance(y, plain), 1e-4) << "token " << t;
     EXPECT_LT(distance(moved.scan, expected.scan), 1e-4) << "token " << t;

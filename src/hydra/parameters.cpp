@@ -78,11 +78,6 @@ torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, doub
   return wide * torch::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps) * weight;
 }
 
-torch::Tensor swiglu(const torch::Tensor& x, const torch::Tensor& gate, const torch::Tensor& up,
-                     const torch::Tensor& down) {
-  return torch::linear(torch::silu(torch::linear(x, gate)) * torch::linear(x, up), down);
-}
-
 torch::Tensor output_logits(const Parameters& parameters, const torch::Tensor& x, double eps) {
   return torch::linear(rms_norm(x, parameters["output_norm.weight"], eps), parameters["token_embd.weight"]);
 }

@@ -43,9 +43,6 @@ class BlockParameters {
 
 // x / rms(x) * weight over the last axis.
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps);
-// down (silu(gate x) * up x), over the last axis.
-torch::Tensor swiglu(const torch::Tensor& x, const torch::Tensor& gate, const torch::Tensor& up,
-                     const torch::Tensor& down);
 // A model's last step: the norm, and the logits from the embeddings.
 torch::Tensor output_logits(const Parameters& parameters, const torch::Tensor& x, double eps);
 

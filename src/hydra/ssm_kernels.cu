@@ -10,6 +10,8 @@ constexpr int kTaps = 4;  // a shorter convolution has zeros in front
 constexpr int kForwardTokens = 32, kBackwardTokens = 64, kNormRows = 64;
 constexpr int kMostQuads = 4;  // of a thread in norm_backward: d_inner <= 4 * 4 * 256
 
+__device__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+
 // dt = softplus(.), and the sums of dt A within the chunk, added in double. A block a chunk; shared: a float a (head, token).
 __global__ void time_steps_kernel(SsmSizes s, const bf16* in, const float* bias, const float* a_log, float* dt,
                                   float* sums) {
@@ -20,9 +22,8 @@ __global__ void time_steps_kernel(SsmSizes s, const bf16* in, const float* bias,
     const int token = i / n_heads, head = i % n_heads;
     float value = 0;
     if (first + token < s.n_tokens) {
-      const float x =
-          __bfloat162float(in[(seq * s.n_tokens + first + token) * s.d_in() + s.d_in() - n_heads + head]) + bias[head];
-      value = x > 20.0f ? x : log1pf(expf(x));
+      value = softplus(__bfloat162float(in[(seq * s.n_tokens + first + token) * s.d_in() + s.d_in() - n_heads + head]) +
+                       bias[head]);
     }
     shared_dt[head * kScanChunk + token] = value;
   }
@@ -261,8 +262,8 @@ __global__ void conv_step_kernel(SsmSizes s, const bf16* in, const float* weight
 __global__ void scan_step_kernel(SsmSizes s, SsmWeights w, const bf16* in, const float* xbc, float* scan, float* y) {
   const int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32, head = row / s.head_dim;
   if (row >= s.d_inner()) return;  // a whole warp
-  const float raw = __bfloat162float(in[s.d_inner() + s.d_channels() + head]) + w.dt_bias[head];
-  const float dt = raw > 20.0f ? raw : log1pf(expf(raw)), decay = expf(-expf(w.a_log[head]) * dt), dt_x = dt * xbc[row];
+  const float dt = softplus(__bfloat162float(in[s.d_inner() + s.d_channels() + head]) + w.dt_bias[head]),
+              decay = expf(-expf(w.a_log[head]) * dt), dt_x = dt * xbc[row];
   const float *b = xbc + s.d_inner(), *c = b + s.d_state;
   float* state = scan + row * s.d_state;
   float sum = 0;

@@ -55,8 +55,9 @@ ForwardOutput TransformerModel::forward(const torch::Tensor& tokens, const Stage
           attention(w, rms_norm(x, w["attn_norm.weight"], sizes_.norm_eps)) * switches.share_of(HydraPart::kAttention);
     if (switches.share_of(HydraPart::kFfn) > 0) {
       const torch::Tensor n = rms_norm(x, w["ffn_norm.weight"], sizes_.norm_eps);
-      x = x + swiglu(n, w["ffn_gate.weight"], w["ffn_up.weight"], w["ffn_down.weight"]) *
-                  switches.share_of(HydraPart::kFfn);
+      const torch::Tensor h =
+          torch::silu(torch::linear(n, w["ffn_gate.weight"])) * torch::linear(n, w["ffn_up.weight"]);
+      x = x + torch::linear(h, w["ffn_down.weight"]) * switches.share_of(HydraPart::kFfn);
     }
   }
   ForwardOutput out;

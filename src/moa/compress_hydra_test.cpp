@@ -87,17 +87,22 @@ TEST_F(CompressHydra, TheSearchSpendsWhereItHelps) {
   EXPECT_EQ(spans.n_sink_tokens, 0);
 }
 
-// Profile, search and validation together: one head's output reaches the residual stream, the others' do not. It keeps its
-// window, at a density that leaves the others the smallest span.
-TEST_F(CompressHydra, AHeadThatMattersKeepsItsWindow) {
+// Of tiny_hydra_config(): the second KV head's output of the last attention reaches the residual stream, the others' do not.
+HydraTensors where_one_head_matters() {
   const HydraConfig config = tiny_hydra_config();
   HydraTensors tensors = random_hydra_tensors(config, 1);
   const int64_t row = config.n_heads * config.head_dim, group = row / config.n_kv_heads;
   for (const char* name : {"blk.1.attn_output.weight", "blk.3.attn_output.weight"})
     for (int64_t i = 0; i < std::ssize(tensors.at(name)); ++i)
       if (name[4] == '1' || i % row / group != 1) tensors.at(name)[static_cast<size_t>(i)] = 0;
+  return tensors;
+}
+
+// Profile, search and validation together: one head's output reaches the residual stream, the others' do not. It keeps its
+// window, at a density that leaves the others the smallest span.
+TEST_F(CompressHydra, AHeadThatMattersKeepsItsWindow) {
   options_.densities = {5.0 / 8};
-  const std::unique_ptr<Engine> engine = load(config, tensors);
+  const std::unique_ptr<Engine> engine = load(tiny_hydra_config(), where_one_head_matters());
   const CompressedPlan plan = run(*engine, "one", options_).front();
   EXPECT_EQ(plan.winner, "annealed");
   EXPECT_NEAR(plan.loss, 0, 1e-6);
@@ -110,14 +115,8 @@ TEST_F(CompressHydra, AHeadThatMattersKeepsItsWindow) {
 // One head's output reaches the residual stream, the others' do not; two plans, which give it its window and the smallest
 // span. Refined from the worse one, the plan gives it what the better one does; from the better one nothing is better.
 TEST_F(CompressHydra, RefinementMendsAWrongChoice) {
-  const HydraConfig config = tiny_hydra_config();
-  HydraTensors tensors = random_hydra_tensors(config, 1);
-  const int64_t row = config.n_heads * config.head_dim, group = row / config.n_kv_heads;
-  for (const char* name : {"blk.1.attn_output.weight", "blk.3.attn_output.weight"})
-    for (int64_t i = 0; i < std::ssize(tensors.at(name)); ++i)
-      if (name[4] == '1' || i % row / group != 1) tensors.at(name)[static_cast<size_t>(i)] = 0;
   options_.refine = 1, options_.refine_samples = 24;
-  const std::unique_ptr<Engine> engine = load(config, tensors);
+  const std::unique_ptr<Engine> engine = load(tiny_hydra_config(), where_one_head_matters());
   const HeadShape shape = engine->config().head_shape();
   const LossCurve flat{.length = 384, .source_length = 384, .spans = {64, 128}, .loss = std::vector<double>(8, 0.0)};
   const SearchProblem problem = search_problem(options_, shape, {flat}, 5.0 / 8);

@@ -35,7 +35,7 @@ std::unique_ptr<Model> Model::load(std::unique_ptr<GgufFile> file, OpContext& co
 }
 
 std::vector<TargetScore> Model::scores(std::span<const int64_t> rows, std::span<const int32_t> targets) {
-  constexpr size_t kRows = 32;  // 6 MB of logits for a vocabulary of 49k
+  constexpr auto kRows = static_cast<size_t>(kScoredRows);
   std::vector<TargetScore> scores;
   std::vector<float> values(std::min(rows.size(), kRows) * static_cast<size_t>(config_.vocab_size));
   for (size_t first = 0; first < rows.size(); first += kRows) {

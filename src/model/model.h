@@ -65,6 +65,7 @@ class Model {
   virtual void forward(const Batch& batch) = 0;
   // Logits [rows.size(), vocab_size] of some rows of the last batch.
   virtual void logits(std::span<const int64_t> rows, float* out) = 0;
+  static constexpr int64_t kScoredRows = 32;  // whose logits are in memory at once: 6 MB for a vocabulary of 49k
   // score_target() of targets[i] among the logits of rows[i].
   virtual std::vector<TargetScore> scores(std::span<const int64_t> rows, std::span<const int32_t> targets);
   // The token after each of these rows, each the last of its sequence, by the sequence's rule, where the model chooses it
