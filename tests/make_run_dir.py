@@ -90,7 +90,7 @@ class Run:
     def write(self, folder, measured=False, finished=True):
         folder = pathlib.Path(folder)
         write_json(folder / "run.json", {
-            "format_version": 4, "created_by": "polyspan 0.1.0", "model": self.model,
+            "format_version": 5, "created_by": "polyspan 0.1.0", "model": self.model,
             "options": {"densities": self.densities, "lengths": self.lengths, "extend": self.extend, "samples": 12,
                         "kinds": KINDS, "influence": "span", "loss": "log-odds", "rounds": 2,
                         "per_query_head": self.per_query_head, "seed": 1, "quick": False, "documents": None,
@@ -119,7 +119,7 @@ class Run:
                     if role != "profile":
                         continue
                     accepted = kind != "copy" or index != 1
-                    profile = {"format_version": 4, "id": name, "round": "dense", "accepted": accepted, "loss": 0.4,
+                    profile = {"format_version": 5, "id": name, "round": "dense", "accepted": accepted, "loss": 0.4,
                                "n_targets": 1, "n_right": int(accepted), "forward_s": 0.5, "backward_s": 1.0,
                                "candidate_spans": [64], "n_layers": self.layers, "n_heads": self.heads}
                     if accepted:
@@ -142,7 +142,7 @@ class Run:
         curves = [self.curve(length, min(length, longest)) for length in everywhere]
         searched = [name for name in plans if name.startswith("round1")]
         write_json(folder / "search" / f"{density}.json", {
-            "format_version": 4, "density": density,
+            "format_version": 5, "density": density,
             "rounds": [{"round": 0, "plan_of_round": "dense", "curves": curves,
                         "candidates": [name for name in plans if name.startswith("round0")]},
                        {"round": 1, "plan_of_round": "round0-sum", "curves": curves, "candidates": searched}],
@@ -159,7 +159,7 @@ class Run:
         rows.sort(key=lambda row: row["loss"])
         rows[-1].update(stopped=f"{longest}/copy/3", n_samples=5)
         write_json(folder / "validation" / f"{density}.json", {
-            "format_version": 4, "density": density, "length": longest, "n_samples": 12, "dense_loss": 0.412,
+            "format_version": 5, "density": density, "length": longest, "n_samples": 12, "dense_loss": 0.412,
             "rows": rows, "winner": rows[0]["name"], "why": "the least held-out loss of 8 candidates",
         })
         write_json(folder / "plans" / f"{density}.json", self.plan(plans[rows[0]["name"]], density))

@@ -42,7 +42,7 @@ struct CalibrationOptions {
   uint64_t seed = 1;
   std::string text;                            // natural text: fillers, running text, sections
   std::vector<CalibrationDocument> documents;  // empty: built-in generators only
-  bool apart = false;                          // half of the samples of "text" are of words_apart(text)
+  bool apart = false;  // half of the samples of "passkey-natural", "multikey" and "text" are of words_apart(text)
 };
 
 // The kinds of the built-in generators, in the order in which they are drawn:

@@ -77,6 +77,7 @@ Material::Material(const Tokenizer& tokenizer, const ChatFormat* format, std::st
     : tokenizer_(tokenizer),
       format_(format),
       passkeys_(tokenizer, format, text),
+      passkeys_apart_(tokenizer, format, apart ? words_apart(text) : std::string()),
       running_(tokenizer.encode(text, {})),
       apart_(apart ? tokenizer.encode(words_apart(text), {}) : std::vector<TokenId>()),
       flat_(tokenizer.encode(joined(split_sentences(text)), {})) {
@@ -119,14 +120,16 @@ int64_t Material::sentence_start(int64_t first, int64_t last, RandomSource& rand
   return begin < end ? *(begin + random.below(end - begin)) : random.between(first, last);
 }
 
-Draft Material::passkey(FillerKind filler, int64_t length, uint64_t seed, const PasskeyVariant& variant) const {
+Draft Material::passkey(FillerKind filler, int64_t length, uint64_t seed, bool apart,
+                        const PasskeyVariant& variant) const {
   // What every answer's opening ends with.
   const auto digits = [&](const std::string& key) { return continuation(tokenizer_, "The pass key is ", key); };
   // The key is drawn with the prompt: the room for it is a guess that is right with tokenizers of fixed groups of
   // digits.
   int64_t room = std::ssize(digits("48297"));
   for (;;) {
-    PasskeyPrompt prompt = passkeys_.make(filler, length - room + PasskeyGenerator::answer_tokens(), seed, variant);
+    PasskeyPrompt prompt = (apart ? passkeys_apart_ : passkeys_)
+                               .make(filler, length - room + PasskeyGenerator::answer_tokens(), seed, variant);
     const std::vector<TokenId> answer = digits(prompt.key);
     if (std::ssize(answer) > room) {
       room = std::ssize(answer);
@@ -138,10 +141,10 @@ Draft Material::passkey(FillerKind filler, int64_t length, uint64_t seed, const 
   }
 }
 
-Draft Material::multikey(int64_t length, uint64_t seed) const {
+Draft Material::multikey(int64_t length, uint64_t seed, bool apart) const {
   PasskeyVariant variant;
   variant.n_keys = RandomSource{seed}.between(4, 6);
-  return passkey(FillerKind::kNatural, length, seed, variant);
+  return passkey(FillerKind::kNatural, length, seed, apart, variant);
 }
 
 // Records of a name and a number, as many as fit; what is left over is text before them.

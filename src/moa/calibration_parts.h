@@ -28,7 +28,7 @@ std::vector<TokenId> continuation(const Tokenizer& tokenizer, std::string_view o
 // The natural text in the forms that the kinds need. `tokenizer` and `format` must outlive it; format may be null.
 class Material {
  public:
-  // apart: also words_apart(text), for text().
+  // apart: also words_apart(text), for those that take it.
   Material(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view text, bool apart);
 
   // Natural tokens there are, of the form that has fewest.
@@ -38,12 +38,13 @@ class Material {
   }
 
   // All have exactly `length` tokens. Throw Error (kBadInput) for lengths that are too short for their kind.
-  Draft passkey(FillerKind filler, int64_t length, uint64_t seed, const PasskeyVariant& variant = {}) const;
-  Draft multikey(int64_t length, uint64_t seed) const;
+  // apart: in the form of words_apart. REQUIRES: announced to the constructor.
+  Draft passkey(FillerKind filler, int64_t length, uint64_t seed, bool apart, const PasskeyVariant& variant = {}) const;
+  Draft multikey(int64_t length, uint64_t seed, bool apart) const;
   Draft records(int64_t length, uint64_t seed, double place) const;  // place: of the record asked for, in [0, 1)
   Draft copy(int64_t length, uint64_t seed) const;
   Draft section(int64_t length, uint64_t seed) const;
-  Draft text(int64_t length, uint64_t seed, bool apart) const;  // apart: in the form of words_apart
+  Draft text(int64_t length, uint64_t seed, bool apart) const;
 
  private:
   struct Sentence {
@@ -58,7 +59,7 @@ class Material {
 
   const Tokenizer& tokenizer_;
   const ChatFormat* format_;
-  PasskeyGenerator passkeys_;
+  PasskeyGenerator passkeys_, passkeys_apart_;
   std::vector<TokenId> bos_;         // where texts begin with one
   std::vector<TokenId> running_;     // the text as it is
   std::vector<TokenId> apart_;       // the text with its words apart

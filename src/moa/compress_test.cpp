@@ -181,7 +181,7 @@ TEST_F(Compress, ARunDirectoryIsOneModelsAndOneProcess) {
       },
       ErrorKind::kBadInput, {"model"});
   std::string text = contents(folder / "run.json");
-  text.replace(text.find("\"format_version\": 4"), 19, "\"format_version\": 7");
+  text.replace(text.find("\"format_version\": 5"), 19, "\"format_version\": 7");
   write_file_atomically(folder / "run.json", text);
   expect_error([&] { run(folder); }, ErrorKind::kUnsupported, {"format_version 7"});
   const TemporaryFile file("no folder");

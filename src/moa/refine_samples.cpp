@@ -50,9 +50,19 @@ std::vector<Place> block_of(const std::vector<int64_t>& lengths, const ProfileSt
   };
   const auto first = [&](int64_t length) { return retrieval(length, std::nullopt); };
   const auto text = [&](int64_t length) { return has_text ? Place{std::string(kRunningText), length} : first(length); };
-  return {first(shorter), first(longer),  text(shorter), retrieval(longer, block),
-          first(shorter), text(longer),   first(longer), text(block % 2 == 0 ? longer : longest),
-          first(shorter), first(longest), text(shorter), retrieval(longest, 0)};
+  const bool even = block % 2 == 0;
+  return {first(shorter),
+          first(longer),
+          text(longest),
+          retrieval(longer, block),
+          first(longer),
+          text(longer),
+          first(shorter),
+          text(even ? longer : shorter),
+          first(longer),
+          first(longest),
+          even ? first(shorter) : retrieval(shorter, block),
+          retrieval(longest, 0)};
 }
 
 // The targets that count, by what dense makes of the sample; nullopt: it is set aside.

@@ -13,8 +13,8 @@
 
 namespace polyspan {
 
-// They come in blocks of so many, each a mixture: half of it the first retrieval kind, a third text, two of other retrieval;
-// at options.refine_lengths(), most of them at the profiled ones.
+// They come in blocks of so many, each a mixture: half of it the first retrieval kind, a quarter text, a quarter other
+// retrieval; a third at the shortest of options.refine_lengths(), a fourth at the longest.
 inline constexpr int64_t kRefineBlock = 12;
 
 // A sample that dense answers.

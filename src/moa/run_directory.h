@@ -19,7 +19,7 @@
 namespace polyspan {
 
 using OrderedJson = nlohmann::ordered_json;
-inline constexpr int64_t kRunFormatVersion = 4;
+inline constexpr int64_t kRunFormatVersion = 5;
 
 // A sample and what it is for.
 struct StoredSample {

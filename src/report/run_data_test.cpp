@@ -69,8 +69,8 @@ TEST(RunData, NamesWhatIsWrong) {
     std::vector<const char*> said;
   };
   const std::vector<Case> cases = {
-      {"run.json", "\"format_version\": 4", "\"format_version\": 1", {"version 1", "wanted 4"}},
-      {"run.json", "\"format_version\": 4, ", "", {"format_version"}},
+      {"run.json", "\"format_version\": 5", "\"format_version\": 1", {"version 1", "wanted 5"}},
+      {"run.json", "\"format_version\": 5, ", "", {"format_version"}},
       {"run.json", "\"n_layers\": 2", "\"n_layers\": 0", {"model.n_layers", "found 0"}},
       {"run.json", "\"n_layers\": 2", "\"n_layers\": 1e30", {"model.n_layers"}},
       {"run.json", "\"n_kv_heads\": 2", "\"n_kv_heads\": 3", {"n_kv_heads", "divides the 4"}},

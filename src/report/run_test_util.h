@@ -23,7 +23,7 @@ class TestRun {
                ::testing::UnitTest::GetInstance()->current_test_info()->name());
     std::filesystem::remove_all(folder_);
     files["run.json"] =
-        R"({"format_version": 4, "created_by": "polyspan test", "model": {"name": "small", "file": "small.gguf",
+        R"({"format_version": 5, "created_by": "polyspan test", "model": {"name": "small", "file": "small.gguf",
       "fingerprint": "f", "architecture": "llama", "quantization": "F32", "n_layers": 2, "n_heads": 4, "n_kv_heads": 2,
       "head_dim": 64, "context_length": 512}, "options": {"densities": [0.5], "lengths": [256, 512], "extend": [],
       "samples": 2, "kinds": ["text"], "influence": "span", "loss": "log-odds", "rounds": 1, "per_query_head": false,
@@ -35,14 +35,14 @@ class TestRun {
         R"({"id": "256/text/1", "role": "validation", "kind": "text", "length": 256, "tokens": []})"
         "\n";
     files["profile/dense/256-text-0.json"] =
-        R"({"format_version": 4, "id": "256/text/0", "round": "dense", "accepted": true, "influence": {"span": [1]}})";
+        R"({"format_version": 5, "id": "256/text/0", "round": "dense", "accepted": true, "influence": {"span": [1]}})";
     files["search/0.5.json"] =
-        R"({"format_version": 4, "density": 0.5, "rounds": [{"round": "dense", "plan_of_round": "dense", "curves": [
+        R"({"format_version": 5, "density": 0.5, "rounds": [{"round": "dense", "plan_of_round": "dense", "curves": [
         {"length": 256, "source_length": 256, "spans": [64, 128], "loss": [4, 2, 0.4, 0.2, 0, 0, 8, 1]},
         {"length": 512, "source_length": 512, "spans": [64, 256], "loss": [4, 2, 0.4, 0.2, 0, 0, 8, 1]}],
         "candidates": ["round0-sum"]}], "front": [{"name": "round0-sum", "losses": [1.5, 2.5], "densities": [0.5, 0.5]}],
         "curve_lengths": [256, 512]})";
-    files["validation/0.5.json"] = R"({"format_version": 4, "density": 0.5, "length": 512, "n_samples": 3,
+    files["validation/0.5.json"] = R"({"format_version": 5, "density": 0.5, "length": 512, "n_samples": 3,
         "dense_loss": 0.25, "rows": [{"name": "round0-sum", "loss": 0.375, "n_samples": 3, "stopped": null, "right": 0.5,
         "densities": [{"length": 256, "density": 0.5}]}, {"name": "uniform", "loss": 2, "n_samples": 2,
         "stopped": "256/text/1", "right": null, "densities": [{"length": 256, "density": 0.5}]}],
