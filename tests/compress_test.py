@@ -154,6 +154,7 @@ class Refusals(CompressTest):
             (("--plan", "dense"), ["--plan"]),
         ):
             self.check_error(*self.options(run, *options), status=2, mentions=mentions)
+        self.check_error(*self.options(run, "--kv", "q8"), status=2, mentions=["--kv"])
         self.check_error("compress", self.tiny, status=2, mentions=["--output"])
 
     def test_lengths_beyond_the_model(self):
@@ -180,7 +181,8 @@ class Refusals(CompressTest):
         self.assertIn("document", done.err.splitlines()[-1])
 
     def test_a_model_that_answers_nothing(self):
-        done = self.call(*self.options(self.folder / "nothing", "--kinds", "passkey-repeated", "--lengths", "400", "--extend", "0"))
+        options = ("--kinds", "passkey-repeated", "--lengths", "400", "--extend", "0", "--density", "0.5")
+        done = self.call(*self.options(self.folder / "nothing", *options))
         self.assertEqual(done.returncode, 1)
         self.assertIn("no sample of 400 tokens was accepted", done.err.splitlines()[-1])
         log = (self.folder / "nothing" / "log.txt").read_text()  # given up after the tries for the first of two samples
@@ -191,6 +193,7 @@ class Refusals(CompressTest):
         done = self.call(*self.options(self.folder / "sparse", *options))
         self.assertEqual(done.returncode, 1)
         self.assertIn("smallest", done.err.splitlines()[-1])
+        self.assertFalse((self.folder / "sparse" / "run.json").exists())  # said at once: the folder takes another try
 
     def test_folders(self):
         run = self.finished_run("taken")

@@ -70,7 +70,6 @@ CompressOptions resumed_options(const CompressArguments& a, const RunDirectory& 
 }
 
 void run_compress(const CompressArguments& a) {
-  if (!a.common.plan.empty()) throw Error::usage("--plan does not go with compress: it makes plans");
   const CompressOptions fresh = a.over(a.quick ? CompressOptions::quick_preset() : CompressOptions());
   fresh.check();
   RunDirectory run(a.out);
@@ -121,6 +120,8 @@ void add_compress(CLI::App& app) {
   CLI::App* command = app.add_subcommand("compress", "Find every head's span: profile, search, validate; writes plans");
   a->common.device = "cpu";  // not auto: the same options make the same plans wherever they run
   a->common.add_to(*command);
+  for (const char* option : {"--plan", "--kv"})  // it makes plans; the numbers of the cache are its own affair
+    command->remove_option(command->get_option(option));
   const CompressOptions defaults;
   command->add_option("-o,--output", a->out, "folder of the run; plans go to FOLDER/plans/DENSITY.json")->required();
   command->add_option("--density", a->densities, "shares of the KV cache to keep, one plan each (default: 0.5,0.25)")

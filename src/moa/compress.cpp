@@ -53,12 +53,13 @@ class Compressor {
       const Stopwatch watch(seconds_["profile"]);
       dense = stage_.dense();
     }
+    write_description(false);
     SpanPlan::Info info;
     info.model_name = engine_.config().name;
     info.model_fingerprint = description_["model"]["fingerprint"].get<std::string>();
     info.created_by = "polyspan compress";
     info.lengths = options_.lengths;
-    double under_seconds = 0;
+    double under_seconds = 0;  // of the search that are the profile's
     SearchStage search(
         options_, engine_.config().head_shape(), info, dense,
         [&](const SpanPlan& plan, const std::string& name, int64_t length) {
@@ -75,6 +76,8 @@ class Compressor {
         const Stopwatch watch(seconds_["search"]);
         candidates = search.find(density);
       }
+      seconds_["profile"] += under_seconds, seconds_["search"] -= under_seconds;
+      under_seconds = 0;
       if (options_.refine > 0) {
         const Stopwatch watch(seconds_["refinement"]);
         if (std::optional<SpanPlan> refined = refine_.refine(search.problem(density), candidates)) {
@@ -87,13 +90,12 @@ class Compressor {
           candidates.insert(candidates.begin(), {"refined", std::move(*refined)});
         }
       }
-      const Stopwatch watch(seconds_["validation"]);
-      plans.push_back(choose(density, candidates));
+      {
+        const Stopwatch watch(seconds_["validation"]);
+        plans.push_back(choose(density, candidates));
+      }
+      write_description(density == densities.back());
     }
-    seconds_["profile"] += under_seconds, seconds_["search"] -= under_seconds;
-    for (const auto& [stage, value] : seconds_) description_["seconds"][stage] = std::round(10 * value) / 10;
-    description_["finished"] = true;
-    run_.write_json("run.json", description_);
     run_.log("finished");
     return plans;
   }
@@ -109,8 +111,11 @@ class Compressor {
     description_["options"]["kinds"] = samples_.kinds();
     if (const std::string_view device = engine_.model().device(); device != "cpu")
       description_["device"]["processor"] = device;
+    description_["material"] = samples_.fingerprint();
     if (!run_.has_run()) {
+      samples_.check(*std::min_element(options_.lengths.begin(), options_.lengths.end()));
       run_.write_json("run.json", description_);
+      samples_.save();
       run_.log("started");
       return;
     }
@@ -119,7 +124,25 @@ class Compressor {
       throw Error::bad_input(run_.folder().string(), ": this run is of the model ", before["model"].value("file", "?"),
                              ", not of ", description_["model"]["file"].get<std::string>(),
                              "; use another folder, or that model");
+    was_finished_ = before.value("finished", false);
+    if (!was_finished_ && before.value("material", samples_.fingerprint()) != samples_.fingerprint())
+      throw Error::bad_input(run_.folder().string(), ": the running text or the documents (",
+                             options_.text.empty() ? "the system's own" : options_.text,
+                             options_.documents.empty() ? "" : ", ", options_.documents,
+                             ") have changed since this run was started; put them back, or start another run");
+    // What earlier processes took counts as well, as far as they came to write it down.
+    if (before.contains("seconds"))
+      for (const auto& [stage, value] : before["seconds"].items())
+        if (value.is_number()) seconds_[stage] = value.get<double>();
     run_.log("resumed");
+  }
+
+  // A run that was finished before keeps what it says of itself.
+  void write_description(bool finished) {
+    if (was_finished_) return;
+    for (const auto& [stage, value] : seconds_) description_["seconds"][stage] = std::round(10 * value) / 10;
+    description_["finished"] = finished;
+    run_.write_json("run.json", description_);
   }
 
   // Held-out samples that dense gets right, of the kinds in turn; what dense made of them is kept in the directory.
@@ -245,6 +268,7 @@ class Compressor {
   std::vector<ValidationSample> validation_;
   std::map<std::string, double> seconds_;
   OrderedJson description_;
+  bool was_finished_ = false;  // when this process began
 };
 
 }  // namespace
@@ -253,6 +277,7 @@ std::vector<CompressedPlan> compress(Engine& engine, RunDirectory& run, const Co
                                      Progress& progress) {
   options.check();
   options.check_model(engine.config());
+  check_densities(options, engine.config().head_shape());
   return Compressor(engine, run, options, progress).run();
 }
 

@@ -137,6 +137,10 @@ TEST_F(Compress, RefusesWhatItCannotDo) {
   options = options_;
   options.densities = {0.01};
   expect_error([&] { run(folder_ / "sparse", options); }, ErrorKind::kBadInput, {"0.01", "smallest"});
+  options.densities = {0.5, 0.01};
+  expect_error([&] { run(folder_ / "sparse", options); }, ErrorKind::kBadInput, {"0.01", "smallest"});
+  options.per_query_head = true;
+  expect_error([&] { run(folder_ / "sparse", options); }, ErrorKind::kBadInput, {"0.01", "smallest"});
   options = options_;
   options.extend = {tiny_->config().context_length + 1};
   expect_error([&] { run(folder_ / "long", options); }, ErrorKind::kBadInput,
@@ -145,6 +149,14 @@ TEST_F(Compress, RefusesWhatItCannotDo) {
   options = options_;
   options.text = little.path().string();
   expect_error([&] { run(folder_ / "little", options); }, ErrorKind::kBadInput, {"natural text"});
+  options = options_;
+  options.kinds = {"text", "copy"}, options.lengths = {256, 640};
+  expect_error([&] { run(folder_ / "brief", options); }, ErrorKind::kBadInput, {"256/copy/0", "are needed"});
+  // What is known to fail fails before the long work, and leaves the folder to another try.
+  for (const char* name : {"sparse", "long", "little", "brief"}) {
+    EXPECT_FALSE(fs::exists(folder_ / name / "run.json")) << name;
+    EXPECT_FALSE(fs::exists(folder_ / name / "profile")) << name;
+  }
   const auto bad = [&](auto change) {
     CompressOptions o = options_;
     change(o);
@@ -162,6 +174,25 @@ TEST_F(Compress, RefusesWhatItCannotDo) {
   bad([](auto& o) { o.kinds = {"document"}; });
   bad([](auto& o) { o.samples = 0; });
   bad([](auto& o) { o.weights["text"] = -1; });
+}
+
+// Other text would make other samples: plans of both would be neither run's. A finished run draws none.
+TEST_F(Compress, GoesOnWithTheSameTextOnly) {
+  const fs::path folder = folder_ / "run", description = folder / "run.json";
+  run(folder);
+  const std::string finished = contents(description);
+  write_file_atomically(text_.path(), natural_text(700));
+  EXPECT_NO_THROW(run(folder));
+  EXPECT_EQ(contents(description), finished);  // with the seconds and the device of the process that made it
+  OrderedJson document = OrderedJson::parse(finished);
+  document["finished"] = false, document["seconds"]["profile"] = 1000;
+  write_file_atomically(description, document.dump());
+  expect_error([&] { run(folder); }, ErrorKind::kBadInput, {folder.string(), text_.path().string(), "changed"});
+  write_file_atomically(text_.path(), natural_text(800));
+  run(folder);
+  document = OrderedJson::parse(contents(description));
+  EXPECT_TRUE(document["finished"].get<bool>());
+  EXPECT_GE(document["seconds"]["profile"].get<double>(), 1000);
 }
 
 TEST_F(Compress, ARunDirectoryIsOneModelsAndOneProcess) {

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "core/error.h"
+#include "core/fnv1a.h"
 #include "core/mapped_file.h"
 #include "moa/calibration_text.h"
 #include "moa/validation.h"
@@ -57,6 +58,10 @@ SampleStore::SampleStore(RunDirectory& run, Engine& engine, const CompressOption
     kinds_ = {"passkey-natural", "text", "passkey-repeated", "records"};
     if (!calibration_.documents.empty()) kinds_.insert(kinds_.begin(), "document");
   }
+  Fnv1a hash;
+  hash.add(calibration_.text);
+  if (!options.documents.empty()) hash.add(MappedFile(options.documents).text());
+  fingerprint_ = hash.hex();
   longest_ = std::max(options.validation_length(), *std::max_element(options.lengths.begin(), options.lengths.end()));
   if (options.refine > 0) longest_ = std::max(longest_, options.refine_lengths().back());
   for (StoredSample& stored : run_.read_samples()) {
@@ -82,6 +87,10 @@ const CalibrationSample& SampleStore::get(std::string_view role, std::string_vie
   samples_.push_back(std::make_unique<StoredSample>(StoredSample{std::move(sample), std::string(role)}));
   if (store_at_once) save();
   return samples_.back()->sample;
+}
+
+void SampleStore::check(int64_t length) {
+  for (const std::string& kind : kinds_) get("profile", kind, length, 0, /*store_at_once=*/false);
 }
 
 void SampleStore::save() {

@@ -24,6 +24,10 @@ class SampleStore {
   const CalibrationSample& get(std::string_view role, std::string_view kind, int64_t length, int64_t index,
                                bool store_at_once = true);
   void save();
+  // Draws one sample of each kind at `length`. Throws Error (kBadInput) where the texts are too short, or the length.
+  void check(int64_t length);
+  // Of the running text and the documents, 16 digits: other ones make other samples.
+  const std::string& fingerprint() const { return fingerprint_; }
   const std::vector<std::string>& kinds() const { return kinds_; }
 
  private:
@@ -34,6 +38,7 @@ class SampleStore {
   std::map<std::string, size_t> by_id_;                                // role + "/" + id
   std::map<std::string, std::unique_ptr<CalibrationSource>> sources_;  // [role]
   CalibrationOptions calibration_;
+  std::string fingerprint_;
   int64_t longest_;
 };
 

@@ -258,6 +258,11 @@ std::vector<SpanRule> make_rules(const std::vector<int64_t>& profile_lengths,
   return kept;
 }
 
+void check_reachable(const SearchProblem& problem) {
+  const ChoiceSolver solver(choice_tables(problem));
+  if (!solver.tables().within_upper_bounds(solver.sparsest())) throw_too_sparse(problem, solver);
+}
+
 Candidate minimise(const SearchProblem& problem, const std::vector<double>& weights) {
   POLYSPAN_CHECK(weights.size() == problem.curves.size(), "a weight for each curve");
   for (const double weight : weights)

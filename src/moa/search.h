@@ -68,6 +68,9 @@ struct Candidate {
 // lengths, where the asked one is below it.
 Candidate minimise(const SearchProblem& problem, const std::vector<double>& weights);
 
+// Throws as minimise() does where the density is below what the rules can reach; the curves' losses are not looked at.
+void check_reachable(const SearchProblem& problem);
+
 // The problem in plain numbers; a choice holds an index into problem.rules for each head.
 ChoiceTables choice_tables(const SearchProblem& problem);
 SpanPlan plan_of(const SearchProblem& problem, const Choice& choice);

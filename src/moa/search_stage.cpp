@@ -93,6 +93,14 @@ SearchProblem search_problem(const CompressOptions& options, const HeadShape& sh
   return p;
 }
 
+void check_densities(const CompressOptions& options, const HeadShape& shape) {
+  const int64_t n_heads = shape.n_layers * (options.per_query_head ? shape.n_heads : shape.n_kv_heads);
+  std::vector<LossCurve> free;  // nothing is known of the losses yet
+  for (const int64_t length : options.lengths)
+    free.push_back({length, length, {length}, std::vector<double>(static_cast<size_t>(n_heads), 0.0)});
+  for (const double density : options.densities) check_reachable(search_problem(options, shape, free, density));
+}
+
 SearchStage::SearchStage(const CompressOptions& options, const HeadShape& shape, SpanPlan::Info info,
                          const ProfileRound& dense, ProfileUnder profile_under, RunDirectory& run, Progress& progress)
     : options_(options),
@@ -201,7 +209,7 @@ std::vector<NamedPlan> SearchStage::find(double density) {
     save(density, candidates.back(), options_.influence);
   };
   const SearchProblem one_shot = search_problem(options_, shape_, curves(dense_tables_, {}), density);
-  const SpanPlan dense_plan = least_sum(one_shot);  // also: whether the density can be reached, before the long work
+  const SpanPlan dense_plan = least_sum(one_shot);
   OrderedJson rounds = OrderedJson::array(), front_json = OrderedJson::array();
   const std::optional<NamedPlan> best_step = anneal(density, rounds);
   const SearchProblem p = search_problem(options_, shape_, curves(tables_, weights_), density);

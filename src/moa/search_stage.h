@@ -24,6 +24,10 @@ namespace polyspan {
 SearchProblem search_problem(const CompressOptions& options, const HeadShape& shape, std::vector<LossCurve> curves,
                              double density);
 
+// Throws Error (kBadInput) naming the smallest density that can be reached, where one of the options' is below it: known
+// from the lengths alone, before the long work.
+void check_densities(const CompressOptions& options, const HeadShape& shape);
+
 // What the retrieval kinds weigh: more where the last step's plan kept less of the dense log-odds than is wanted, less
 // where it kept all (dual ascent on "eight tenths are kept"). Retrieval fails at once where too many heads are cut, which no
 // sum of first-order effects foresees; where nothing is lost, the weight is better spent on running text.

@@ -119,20 +119,25 @@ void check_against_brute_force(const SearchProblem& problem, const std::vector<d
       smallest = std::min(smallest, *std::max_element(outcome.densities.begin(), outcome.densities.end()));
     std::ostringstream wanted;
     wanted << "wanted at least " << smallest << ", the smallest";
-    try {
-      minimise(problem, weights);
-      ADD_FAILURE() << "no plan has density " << problem.density;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), ErrorKind::kBadInput);
-      EXPECT_NE(std::string(error.what()).find(wanted.str()), std::string::npos)
-          << error.what() << "; " << wanted.str();
-      EXPECT_NE(std::string(error.what()).find("512 and 1024 tokens"), std::string::npos) << error.what();
-    }
+    const auto refused = [&](auto run) {
+      try {
+        run();
+        ADD_FAILURE() << "no plan has density " << problem.density;
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::kBadInput);
+        EXPECT_NE(std::string(error.what()).find(wanted.str()), std::string::npos)
+            << error.what() << "; " << wanted.str();
+        EXPECT_NE(std::string(error.what()).find("512 and 1024 tokens"), std::string::npos) << error.what();
+      }
+    };
+    refused([&] { minimise(problem, weights); });
+    refused([&] { check_reachable(problem); });
     ++met["infeasible"];
     return;
   }
   double least = 1e300;
   for (const Outcome& outcome : outcomes) least = std::min(least, weighted(outcome.losses, weights));
+  EXPECT_NO_THROW(check_reachable(problem));
   const Candidate found = minimise(problem, weights);
   EXPECT_NEAR(weighted(found.losses, weights), least, 1e-8);
   // What it says of its plan is what one of the allowed plans has.
