@@ -176,6 +176,19 @@ TEST_F(Compress, RefusesWhatItCannotDo) {
   bad([](auto& o) { o.weights["text"] = -1; });
 }
 
+// Made-up results of dense on the held-out samples: it answers none of them.
+TEST_F(Compress, WithoutAHeldOutSampleCandidatesAreLeft) {
+  const fs::path folder = folder_ / "run";
+  run(folder);
+  OrderedJson dense = OrderedJson::parse(contents(folder / "validation/dense.json"));
+  for (int64_t index = 0; index < 4; ++index)
+    dense["samples"]["512/text/" + std::to_string(index)] = {{"accepted", false}};
+  write_file_atomically(folder / "validation/dense.json", dense.dump());
+  fs::remove(folder / "validation/0.6.json");
+  expect_error([&] { run(folder); }, ErrorKind::kBadInput, {"no held-out sample of 512 tokens", "candidates"});
+  EXPECT_TRUE(fs::is_regular_file(folder / "candidates/0.6/annealed.json"));
+}
+
 // Other text would make other samples: plans of both would be neither run's. A finished run draws none.
 TEST_F(Compress, GoesOnWithTheSameTextOnly) {
   const fs::path folder = folder_ / "run", description = folder / "run.json";
