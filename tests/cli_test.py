@@ -290,6 +290,7 @@ class BadInput(CliTest):
             (("passkey", "--lengths", "0"), ["0"]),
             (("passkey", "--seed", "-1"), ["-1"]),
             (("longbench",), ["--data"]),
+            (("passkey", "--compare"), ["--compare", "--plan"]),
         ):
             self.check_error("eval", self.tiny, "--task", *options, status=2, mentions=mentions)
 

@@ -179,6 +179,7 @@ class Refusals(CompressTest):
         done = self.call(*self.options(self.folder / "d", *options))
         self.assertEqual(done.returncode, 1)
         self.assertIn("document", done.err.splitlines()[-1])
+        self.assertFalse((self.folder / "d" / "run.json").exists())
 
     def test_a_model_that_answers_nothing(self):
         options = ("--kinds", "passkey-repeated", "--lengths", "400", "--extend", "0", "--density", "0.5")

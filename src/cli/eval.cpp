@@ -66,6 +66,8 @@ void check_options(const EvalOptions& o) {
     throw Error::usage("--task longbench needs --data FILE: JSONL files in LongBench's form");
   if (o.task == "longeval" && !o.data.empty() && !o.lengths.empty())
     throw Error::usage("--lengths does not go with --data: the prompts of a LongEval file are as long as they are");
+  if (o.compare && o.common.plan.empty())
+    throw Error::usage("--compare wants a plan to put beside the dense model: --plan FILE or uniform:DENSITY");
   check_ruler_kinds(o.kinds);
   // A length twice would be one row.
   std::vector<int64_t> sorted = o.lengths;
