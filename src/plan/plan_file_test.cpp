@@ -42,6 +42,10 @@ TEST(PlanFile, ReadsThePublishedForm) {
     EXPECT_FALSE(plan.names_sink());
     EXPECT_EQ(plan.rule(0, 3), (SpanRule{3, 0.5}));
     EXPECT_EQ(plan.rule(1, 2), (SpanRule{6, 0.75}));
+    const SpanPlan again = SpanPlan::parse(plan.to_json(), "again.json", shape);
+    EXPECT_EQ(again.to_json(), plan.to_json());
+    for (int64_t layer = 0; layer < 2; ++layer)
+      for (int64_t head = 0; head < 4; ++head) EXPECT_EQ(again.rule(layer, head), plan.rule(layer, head));
   }
 }
 
