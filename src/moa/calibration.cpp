@@ -12,10 +12,10 @@ namespace polyspan {
 namespace {
 
 constexpr std::string_view kPasskeyRepeated = "passkey-repeated", kPasskeyNatural = "passkey-natural";
-constexpr std::string_view kMultikey = "multikey", kRecords = "records", kCopy = "copy", kSection = "section",
-                           kText = "text";
+constexpr std::string_view kMultikey = "multikey", kRecords = "records", kCopy = "copy", kSection = "section";
 constexpr std::string_view kDocument = "document";
-constexpr std::string_view kKinds[] = {kPasskeyRepeated, kPasskeyNatural, kMultikey, kRecords, kCopy, kSection, kText};
+constexpr std::string_view kKinds[] = {kPasskeyRepeated, kPasskeyNatural, kMultikey, kRecords, kCopy,
+                                       kSection,         kRunningText};
 
 // Bit 62 is set. Evaluation's pass-key seeds are small numbers (PasskeyGenerator doubles a seed, so bit 63 would be
 // lost).
@@ -60,7 +60,7 @@ struct CalibrationSource::Parts {
     if (kind == kRecords) return material.records(length, seed, needle_depth(length, index, seed));
     if (kind == kCopy) return material.copy(length, seed);
     if (kind == kSection) return material.section(length, seed);
-    if (kind == kText) return material.text(length, seed, apart);
+    if (kind == kRunningText) return material.text(length, seed, apart);
     POLYSPAN_CHECK(kind == kDocument && !options.documents.empty(), "no such kind: " + std::string(kind));
     return documents.draw(length, index, seed);
   }
@@ -90,7 +90,7 @@ CalibrationSample CalibrationSource::make(std::string_view kind, int64_t length,
   sample.kind = kind;
   sample.length = length;
   sample.seed = sample_seed(parts_->options.seed, kind, length, index);
-  sample.retrieval = kind != kText;
+  sample.retrieval = kind != kRunningText;
   calibration::Draft draft;
   try {
     draft = parts_->draw(kind, length, index, sample.seed);

@@ -45,6 +45,9 @@ struct CalibrationOptions {
   bool apart = false;  // half of the samples of "passkey-natural", "multikey" and "text" are of words_apart(text)
 };
 
+// The kind whose samples are no retrieval.
+inline constexpr std::string_view kRunningText = "text";
+
 // The kinds of the built-in generators, in the order in which they are drawn:
 // - "passkey-repeated", "passkey-natural": the pass-key prompts of `polyspan eval` with their digits behind them; the
 //   digits are scored. Other prompts than the evaluation's, whatever the seeds (below 2^48).

@@ -167,7 +167,7 @@ std::vector<int64_t> CompressOptions::refine_lengths() const {
 double CompressOptions::weight(std::string_view kind) const {
   constexpr double kRetrievalWeight = 2;
   const auto given = weights.find(std::string(kind));
-  return given != weights.end() ? given->second : kind == "text" ? 1.0 : kRetrievalWeight;
+  return given != weights.end() ? given->second : kind == kRunningText ? 1.0 : kRetrievalWeight;
 }
 
 std::string_view profile_loss_name(ProfileLoss loss) {

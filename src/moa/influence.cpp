@@ -4,6 +4,7 @@
 #include <set>
 
 #include "core/error.h"
+#include "moa/calibration.h"
 
 namespace polyspan {
 namespace {
@@ -83,7 +84,7 @@ double inverse_or_zero(double scale) { return scale > 0 ? 1 / scale : 0; }
 }  // namespace
 
 std::optional<double> SampleProfile::kept_share() const {
-  if (kind == "text" || dense_log_odds <= 0) return std::nullopt;
+  if (kind == kRunningText || dense_log_odds <= 0) return std::nullopt;
   return std::clamp(log_odds / dense_log_odds, -1.0, 1.0);
 }
 
@@ -115,7 +116,7 @@ KindScales kind_scales(const ProfileRound& dense, const CurveOptions& options) {
 CostTables cost_tables(const ProfileRound& round, const KindScales& scales, const CurveOptions& options) {
   const auto square_share = [&](const std::string& kind) {
     if (options.estimator != Estimator::kSpan) return 0.0;
-    return kind == "text" ? options.text_square_share : options.square_share;
+    return kind == kRunningText ? options.text_square_share : options.square_share;
   };
   CostTables tables;
   for (const auto& [key, mean] : kind_means(round, options)) {

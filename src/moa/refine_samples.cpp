@@ -17,8 +17,6 @@ constexpr double kBelowDense = 0.5;  // what an answer surer than dense's counts
 constexpr int64_t kTextTargets = 256;
 constexpr int64_t kTriesPerPlace = 3;  // for a place in a block
 
-constexpr std::string_view kRunningText = "text";
-
 double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
 
 // Of a sample that a plan or dense has scored.
