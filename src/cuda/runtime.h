@@ -1,7 +1,7 @@
 // cuda/runtime.h: streams, memory, graphs and errors of a GPU as owning types. No CUDA header is needed to include it.
 //
-// A failed launch is our mistake and aborts (check_launch); no memory left, a lost device or a driver that is too old
-// comes back as an Error from the call that notices.
+// What a launch gets wrong is our mistake and aborts (check_launch); no memory left, a lost device or a driver that is too
+// old comes back as an Error from the call that notices.
 #pragma once
 
 #include <cstddef>
