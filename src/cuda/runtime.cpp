@@ -10,8 +10,6 @@
 namespace polyspan::cuda {
 namespace {
 
-constexpr int kLeastMajor = 8;  // Ampere: cp.async and bf16 matrix instructions
-
 std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }

@@ -21,6 +21,9 @@ namespace polyspan::cuda {
 
 using StreamHandle = CUstream_st*;
 
+// Of a GPU's compute capability. Ampere: cp.async and bf16 matrix instructions.
+inline constexpr int kLeastMajor = 8;
+
 // Throws Error unless `status` (a cudaError_t) is success; `what` says what was being done.
 void check(int status, std::string_view what);
 // After a launch of `kernel`.
