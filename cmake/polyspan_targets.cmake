@@ -78,6 +78,9 @@ function(polyspan_isa_kernels name)
     target_include_directories(polyspan_${name}_${level} PRIVATE ${CMAKE_SOURCE_DIR}/src)
     set_target_properties(polyspan_${name}_${level} PROPERTIES UNITY_BUILD OFF)
     polyspan_warnings(polyspan_${name}_${level})
+    if(POLYSPAN_SANITIZE)
+      target_compile_definitions(polyspan_${name}_${level} PRIVATE POLYSPAN_SANITIZED=1)
+    endif()
     # g++ 12 takes the undefined operand inside its own AVX-512 intrinsics for an uninitialised variable (PR 105593).
     target_compile_options(polyspan_${name}_${level} PRIVATE ${flags_${level}} $<$<CONFIG:Release>:-O3>
                            $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-uninitialized>)

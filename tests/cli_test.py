@@ -106,12 +106,18 @@ class Usage(CliTest):
             ("-t", "-1"),
             ("--seed", "x"),
             ("--skip-below", "x"),
+            ("--device", "gpu"),
+            ("--device", "cuda:x"),
         ):
             self.check_error("run", self.tiny, "-p", "a", option, value, status=2, mentions=[value])
         self.check_error("run", self.tiny, "-p", "a", "--skip-below", "0.5", mentions=["no paths to skip"])
         for option, value in (("--prompt", "x"), ("--prompt", "-1"), ("--depth", "x"), ("--gen", "x"), ("--reps", "0")):
             self.check_error("bench", self.tiny, option, value, status=2, mentions=[option])
         self.check_error("eval", self.tiny, "--task", "no-such-task", status=2, mentions=["no-such-task"])
+
+    def test_a_gpu_that_is_not_there(self):
+        for command in (("run", self.tiny, "-p", "a"), ("bench", self.tiny), ("eval", self.tiny, "--task", "passkey")):
+            self.check_error(*command, "--device", "cuda:99", mentions=["--device cpu"])
 
     def test_huge_numbers_do_not_wrap(self):
         for option in ("-n", "--ctx", "--seed", "-t", "--top-k"):

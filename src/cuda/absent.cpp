@@ -6,6 +6,7 @@ namespace polyspan {
 
 bool has_cuda_component() { return false; }
 int n_cuda_devices() { return 0; }
+bool has_usable_gpu() { return false; }
 std::string cuda_model_problem(const ModelConfig&) { return "this build has no CUDA component"; }
 
 std::unique_ptr<Model> load_cuda_model(std::unique_ptr<GgufFile>, int, Progress&) {

@@ -20,7 +20,7 @@
 #include "ops/test_util.h"
 
 #define POLYSPAN_NEEDS_GPU() \
-  if (n_cuda_devices() == 0) GTEST_SKIP() << "no GPU on this machine"
+  if (!has_usable_gpu()) GTEST_SKIP() << "no GPU on this machine, or one that is too old"
 
 namespace polyspan::testing_util {
 

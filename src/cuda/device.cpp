@@ -27,7 +27,7 @@ std::string device_name(const Device& device) {
 
 Device resolve_device(const Device& device, const ModelConfig& config) {
   if (device.kind != DeviceKind::kAuto) return device;
-  const bool gpu = n_cuda_devices() > 0 && cuda_model_problem(config).empty();
+  const bool gpu = has_usable_gpu() && cuda_model_problem(config).empty();
   return {gpu ? DeviceKind::kCuda : DeviceKind::kCpu, 0};
 }
 

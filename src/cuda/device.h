@@ -32,6 +32,8 @@ std::string device_name(const Device& device);  // "cuda:0"
 bool has_cuda_component();
 // GPUs that the driver offers; 0 without a driver or without the component.
 int n_cuda_devices();
+// Whether cuda:0 is there and new enough for this build.
+bool has_usable_gpu();
 // Why a GPU cannot run a model of this configuration ("heads of 80 dimensions; ..."), or "" when it can.
 std::string cuda_model_problem(const ModelConfig& config);
 

@@ -37,6 +37,7 @@ TEST(Device, SaysWhatIsMissing) {
     EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
     EXPECT_NE(std::string(error.what()).find("--device cpu"), std::string::npos) << error.what();
   }
+  EXPECT_FALSE(has_usable_gpu());
   ModelConfig config;
   EXPECT_EQ(resolve_device({DeviceKind::kAuto, 0}, config).kind, DeviceKind::kCpu);
 }

@@ -16,6 +16,12 @@ int n_cuda_devices() {
   return error == cudaSuccess ? n : 0;
 }
 
+bool has_usable_gpu() {
+  int major = 0;
+  return n_cuda_devices() > 0 && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+         major >= cuda::kLeastMajor;
+}
+
 std::string cuda_model_problem(const ModelConfig& config) {
   if (config.architecture != "llama" && config.architecture != "qwen2")
     return "found architecture " + config.architecture + "; llama and qwen2 run there";

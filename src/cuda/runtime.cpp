@@ -10,8 +10,6 @@
 namespace polyspan::cuda {
 namespace {
 
-constexpr int kLeastMajor = 8;  // Ampere: cp.async and bf16 matrix instructions
-
 std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
@@ -21,14 +19,17 @@ std::string version_text(int version) {
 void check(int status, std::string_view what) {
   if (status == cudaSuccess) return;
   const auto error = static_cast<cudaError_t>(status);
-  if (error == cudaErrorMemoryAllocation) {
+  if (error == cudaErrorMemoryAllocation) {  // CUDA does not say how much it wanted
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
     cudaGetLastError();  // the next call shall not see it
-    throw Error::out_of_memory(what, ": the GPU has no memory left");
+    throw Error::out_of_memory(what, ": the GPU has too little memory left, ", free, " bytes");
   }
   if (error == cudaErrorInsufficientDriver) {
     int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
+    if (driver == 0) throw Error::unsupported(what, ": no NVIDIA driver was found; use --device cpu");
     throw Error::unsupported(what, ": the NVIDIA driver knows CUDA up to ", version_text(driver), ", this build needs ",
                              version_text(runtime), "; update the driver, or use --device cpu");
   }
@@ -38,18 +39,18 @@ void check(int status, std::string_view what) {
 void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaErrorNoKernelImageForDevice)
-    throw Error::unsupported(kernel, ": this build has no code for this GPU");
-  POLYSPAN_CHECK(error == cudaSuccess, std::string(kernel) + ": " + cudaGetErrorString(error));
+    throw Error::unsupported(kernel, ": this build has no code for this GPU; build with CMAKE_CUDA_ARCHITECTURES for ",
+                             compute_capability(), ", or use --device cpu");
+  for (const cudaError_t ours : {cudaErrorInvalidValue, cudaErrorInvalidConfiguration, cudaErrorLaunchOutOfResources,
+                                 cudaErrorInvalidDeviceFunction})
+    POLYSPAN_CHECK(error != ours, std::string(kernel) + ": " + cudaGetErrorString(error));
+  check(error, kernel);  // no memory for the kernel's code; a device that was lost before
 }
 
 DeviceProperties select_device(int index) {
   int n = 0;
   const cudaError_t error = cudaGetDeviceCount(&n);
-  if (error == cudaErrorInsufficientDriver) {
-    int driver = 0;
-    cudaDriverGetVersion(&driver);
-    if (driver > 0) check(error, "starting CUDA");
-  }
+  if (error == cudaErrorInsufficientDriver) check(error, "device cuda:" + std::to_string(index));
   if (error != cudaSuccess || n == 0)
     throw Error::unsupported("no NVIDIA GPU was found (",
                              error == cudaSuccess ? "the driver offers none" : cudaGetErrorString(error),

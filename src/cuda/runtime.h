@@ -1,7 +1,7 @@
 // cuda/runtime.h: streams, memory, graphs and errors of a GPU as owning types. No CUDA header is needed to include it.
 //
-// A failed launch is our mistake and aborts (check_launch); no memory left, a lost device or a driver that is too old
-// comes back as an Error from the call that notices.
+// What a launch gets wrong is our mistake and aborts (check_launch); no memory left, a lost device or a driver that is too
+// old comes back as an Error from the call that notices.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,9 @@ struct CUgraphExec_st;
 namespace polyspan::cuda {
 
 using StreamHandle = CUstream_st*;
+
+// Of a GPU's compute capability. Ampere: cp.async and bf16 matrix instructions.
+inline constexpr int kLeastMajor = 8;
 
 // Throws Error unless `status` (a cudaError_t) is success; `what` says what was being done.
 void check(int status, std::string_view what);

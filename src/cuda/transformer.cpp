@@ -77,7 +77,7 @@ int64_t CudaTransformer::working_bytes() const {
        {&frequencies_, &x_,           &f32_,           &f16_,           &bf16_,   &codes_, &scales_,
         &qkv_,         &q_,           &gate_up_,       &rope_,          &tokens_, &rows_,  &logits_,
         &chunk_,       &chunk_views_, &prefill_views_, &prefill_spans_, &views_,  &spans_, &positions_,
-        &pieces_,      &block_begin_, &partials_,      &counters_,      &rules_})
+        &pieces_,      &block_begin_, &partials_,      &counters_,      &rules_,  &scores_})
     bytes += buffer->size_bytes();
   return bytes;
 }
