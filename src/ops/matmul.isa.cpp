@@ -12,7 +12,7 @@ namespace polyspan::POLYSPAN_ISA {
 namespace {
 
 // Tokens that share a load of a weight, times two tiles: 6 fill 24 of the 32 registers of AVX-512. The other levels keep
-// fewer, also because every count is compiled on its own (with ASan 35 s for 6, 14 s for 2).
+// fewer, also because every count is compiled on its own (with ASan 35 s for 6, 11 s for 2).
 #if defined(POLYSPAN_ISA_AVX512) && !defined(POLYSPAN_SANITIZED)
 constexpr int kMaxTokens = 6;
 #else
