@@ -18,8 +18,8 @@ namespace {
 constexpr float kDeviation = 0.02f;     // of every weight; near that of trained models
 constexpr int64_t kMaxVocab = 400'000;  // more than any model has
 
-const std::array<std::pair<std::string_view, RandomModelConfig>, 4>& model_shapes() {
-  static const std::array<std::pair<std::string_view, RandomModelConfig>, 4> kShapes = {{
+const std::array<std::pair<std::string_view, RandomModelConfig>, 6>& model_shapes() {
+  static const std::array<std::pair<std::string_view, RandomModelConfig>, 6> kShapes = {{
       {"qwen2.5-1.5b",
        {.arch = "qwen2",
         .n_layers = 28,
@@ -45,6 +45,31 @@ const std::array<std::pair<std::string_view, RandomModelConfig>, 4>& model_shape
         .rope_base = 5e5,
         .norm_eps = 1e-5,
         .rope_factors = true}},
+      {"vicuna-7b",
+       {.arch = "llama",
+        .n_layers = 32,
+        .d_model = 4096,
+        .d_ff = 11008,
+        .n_heads = 32,
+        .n_kv_heads = 32,
+        .head_dim = 128,
+        .vocab_size = 32000,
+        .context_length = 16384,
+        .norm_eps = 1e-5,
+        .tied = false}},
+      {"llama-3-8b",
+       {.arch = "llama",
+        .n_layers = 32,
+        .d_model = 4096,
+        .d_ff = 14336,
+        .n_heads = 32,
+        .n_kv_heads = 8,
+        .head_dim = 128,
+        .vocab_size = 128256,
+        .context_length = 8192,
+        .rope_base = 5e5,
+        .norm_eps = 1e-5,
+        .tied = false}},
       {"tiny-llama", {.arch = "llama"}},
       {"tiny-qwen2", {.arch = "qwen2", .rope_base = 1e6, .norm_eps = 1e-6}},
   }};
