@@ -2,6 +2,7 @@
 //   polyspan-profile-bench model.gguf --lengths 1024,4096 --density 0.25 --device cuda
 //   polyspan-profile-bench --random vicuna-7b --lengths 8192    (f16 weights made on the GPU)
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <random>
@@ -9,6 +10,7 @@
 #include "core/error.h"
 #include "engine/engine.h"
 #include "ops/isa.h"
+#include "shape_config.h"
 #ifdef POLYSPAN_HAS_CUDA
 #include "cuda/runtime.h"
 #include "cuda/transformer.h"
@@ -21,30 +23,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-struct Shape {
-  const char* name;
-  int64_t n_layers, d_model, d_ff, n_heads, n_kv_heads, head_dim, vocab_size;
-};
-constexpr Shape kShapes[] = {{"vicuna-7b", 32, 4096, 11008, 32, 32, 128, 32000},
-                             {"llama-3-8b", 32, 4096, 14336, 32, 8, 128, 128256},
-                             {"smollm2-135m", 30, 576, 1536, 9, 3, 64, 49152}};
+constexpr const char* kShapes[] = {"vicuna-7b", "llama-3-8b", "smollm2-135m"};
 
 std::unique_ptr<Model> random_model(const std::string& name) {
 #ifdef POLYSPAN_HAS_CUDA
-  for (const Shape& s : kShapes) {
-    if (name != s.name) continue;
-    ModelConfig config;
-    config.architecture = "llama", config.name = s.name, config.context_length = 262144;
-    config.n_layers = s.n_layers, config.d_model = s.d_model, config.d_ff = s.d_ff, config.vocab_size = s.vocab_size;
-    config.n_heads = s.n_heads, config.n_kv_heads = s.n_kv_heads, config.head_dim = s.head_dim;
-    config.rope.n_dims = s.head_dim;
-    return cuda::CudaTransformer::random(std::move(config), DType::kF16, 1, 0);
-  }
-  throw Error::usage("--random: found \"", name, "\", wanted ", kShapes[0].name, ", ", kShapes[1].name, " or ",
-                     kShapes[2].name);
+  if (std::find(std::begin(kShapes), std::end(kShapes), name) != std::end(kShapes))
+    return cuda::CudaTransformer::random(bench::shape_config(name), DType::kF16, 1, 0);
+  throw Error::usage("--random: found \"", name, "\", wanted ", kShapes[0], ", ", kShapes[1], " or ", kShapes[2]);
 #else
-  throw Error::unsupported("--random ", name, ": this build has no CUDA component (shapes such as ", kShapes[0].name,
-                           ")");
+  throw Error::unsupported("--random ", name, ": this build has no CUDA component (shapes such as ", kShapes[0], ")");
 #endif
 }
 

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "../shape_config.h"
 #include "core/error.h"
 #include "cuda/transformer.h"
 #include "cuda_bench.h"
@@ -11,42 +12,14 @@
 namespace polyspan::bench {
 namespace {
 
-struct ModelShape {
-  const char* name;
-  int64_t n_layers, d_model, d_ff, n_heads, n_kv_heads, vocab_size;
-  double rope_base;
+struct TimedModel {
+  const char* name;  // of its shape
   const char* plan_file;
-  std::vector<int64_t> lengths;
 };
-
-const std::vector<ModelShape>& shapes() {
-  static const std::vector<ModelShape> kShapes = {
-      {"vicuna-7b", 32, 4096, 11008, 32, 32, 32000, 1e4, "lmsys--vicuna-7b-v1.5-16k.moa.json", {4096, 8192, 16384}},
-      {"llama-3-8b",
-       32,
-       4096,
-       14336,
-       32,
-       8,
-       128256,
-       5e5,
-       "gradientai--Llama-3-8B-Instruct-262k.moa.json",
-       {4096, 8192, 16384}},
-      {"vicuna-13b", 40, 5120, 13824, 40, 40, 32000, 1e4, "lmsys--vicuna-13b-v1.5-16k.moa.json", {4096, 8192, 16384}},
-  };
-  return kShapes;
-}
-
-ModelConfig config_of(const ModelShape& s) {
-  ModelConfig config;
-  config.architecture = "llama";
-  config.name = s.name;
-  config.n_layers = s.n_layers, config.n_heads = s.n_heads, config.n_kv_heads = s.n_kv_heads, config.head_dim = 128;
-  config.d_model = s.d_model, config.d_ff = s.d_ff, config.vocab_size = s.vocab_size;
-  config.context_length = 262144;
-  config.rope.n_dims = 128, config.rope.base = s.rope_base;
-  return config;
-}
+constexpr TimedModel kModels[] = {{"vicuna-7b", "lmsys--vicuna-7b-v1.5-16k.moa.json"},
+                                  {"llama-3-8b", "gradientai--Llama-3-8B-Instruct-262k.moa.json"},
+                                  {"vicuna-13b", "lmsys--vicuna-13b-v1.5-16k.moa.json"}};
+constexpr int64_t kLengths[] = {4096, 8192, 16384};
 
 constexpr int64_t kReserveBytes = int64_t{2} << 30;  // left for activations and the tables of a large batch
 constexpr int64_t kWarmSteps = 4, kSteps = 16;
@@ -61,8 +34,8 @@ const Sampling kSampled[] = {
     {"top_k 40", {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .uniform = 0.7}},
     {"top_p 0.95", {.temperature = 0.8f, .top_p = 0.95f, .uniform = 0.7}}};
 
-Json measure(cuda::CudaTransformer& model, const ModelShape& shape, const SpanPlan& plan, const std::string& plan_name,
-             int64_t length, int64_t batch, int64_t dense_batch, const Ceilings& ceilings, double& dense_rate,
+Json measure(cuda::CudaTransformer& model, const SpanPlan& plan, const std::string& plan_name, int64_t length,
+             int64_t batch, int64_t dense_batch, const Ceilings& ceilings, double& dense_rate,
              const Sampling& sampling = kGreedy) {
   const KvLayout layout(model.config(), plan, length, KvType::kF16);
   std::vector<KvCache> caches;
@@ -92,10 +65,10 @@ Json measure(cuda::CudaTransformer& model, const ModelShape& shape, const SpanPl
       "model   %-10s %6ld tokens  %-12s density %.3f  batch %3ld  %-10s  %7.2f ms  %7.0f tokens/s  %.2fx dense  %5.0f "
       "GB/s  "
       "%3.0f%% of copy  %5.1f GB\n",
-      shape.name, long{length}, plan_name.c_str(), plan.density(length), long{batch}, sampling.name, ms, rate,
-      dense_rate > 0 ? rate / dense_rate : 0.0, bytes / ms / 1e6, 100 * share, total / 1e9);
+      model.config().name.c_str(), long{length}, plan_name.c_str(), plan.density(length), long{batch}, sampling.name,
+      ms, rate, dense_rate > 0 ? rate / dense_rate : 0.0, bytes / ms / 1e6, 100 * share, total / 1e9);
   std::fflush(stdout);
-  return {{"model", shape.name},
+  return {{"model", model.config().name},
           {"length", length},
           {"plan", plan_name},
           {"density", plan.density(length)},
@@ -115,19 +88,19 @@ Json measure(cuda::CudaTransformer& model, const ModelShape& shape, const SpanPl
 
 Json measure_models(const Ceilings& ceilings, const ModelChoice& choice) {
   Json rows = Json::array();
-  for (const ModelShape& shape : shapes()) {
-    if (choice.model.empty() ? choice.quick && std::string(shape.name) == "vicuna-13b" : choice.model != shape.name)
+  for (const TimedModel& timed : kModels) {
+    if (choice.model.empty() ? choice.quick && std::string(timed.name) == "vicuna-13b" : choice.model != timed.name)
       continue;
     const std::unique_ptr<cuda::CudaTransformer> model =
-        cuda::CudaTransformer::random(config_of(shape), DType::kF16, 1, 0);
+        cuda::CudaTransformer::random(shape_config(timed.name), DType::kF16, 1, 0);
     const HeadShape heads = model->config().head_shape();
     std::vector<std::pair<std::string, SpanPlan>> columns = {{"dense", SpanPlan::dense(heads)},
                                                              {"uniform:0.5", SpanPlan::uniform(heads, 0.5)},
                                                              {"uniform:0.25", SpanPlan::uniform(heads, 0.25)}};
-    const std::filesystem::path file = std::filesystem::path(choice.plans) / shape.plan_file;
+    const std::filesystem::path file = std::filesystem::path(choice.plans) / timed.plan_file;
     if (!choice.plans.empty() && std::filesystem::exists(file))
       columns.insert(columns.begin() + 1, {"published", SpanPlan::load(file, heads)});
-    for (const int64_t length : shape.lengths) {
+    for (const int64_t length : kLengths) {
       if (choice.length != 0 ? length != choice.length : choice.quick && length != 8192) continue;
       double dense_rate = 0;
       int64_t dense_batch = 0;
@@ -136,14 +109,14 @@ Json measure_models(const Ceilings& ceilings, const ModelChoice& choice) {
         const int64_t most = (cuda::free_device_bytes() - kReserveBytes) / (layout.bytes + (2 << 20));
         if (most < 1) continue;
         if (name == "dense") dense_batch = most;
-        rows.push_back(measure(*model, shape, plan, name, length, most, dense_batch, ceilings, dense_rate));
+        rows.push_back(measure(*model, plan, name, length, most, dense_batch, ceilings, dense_rate));
         if (name != "dense")
-          rows.push_back(measure(*model, shape, plan, name, length, dense_batch, dense_batch, ceilings, dense_rate));
+          rows.push_back(measure(*model, plan, name, length, dense_batch, dense_batch, ceilings, dense_rate));
       }
       for (const int64_t batch : {int64_t{1}, dense_batch}) {
         const auto row = [&](const Sampling& sampling) {
-          rows.push_back(measure(*model, shape, columns[0].second, "dense", length, batch, dense_batch, ceilings,
-                                 dense_rate, sampling));
+          rows.push_back(
+              measure(*model, columns[0].second, "dense", length, batch, dense_batch, ceilings, dense_rate, sampling));
         };
         if (batch == 1) row(kGreedy);
         if (length == 8192)

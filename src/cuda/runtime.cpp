@@ -38,6 +38,7 @@ void check(int status, std::string_view what) {
 
 void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return;
   if (error == cudaErrorNoKernelImageForDevice)
     throw Error::unsupported(kernel, ": this build has no code for this GPU; build with CMAKE_CUDA_ARCHITECTURES for ",
                              compute_capability(), ", or use --device cpu");

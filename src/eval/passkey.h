@@ -39,6 +39,8 @@ class PasskeyGenerator {
   // too small for the question, the natural text too short, or n_keys not in [1, most_keys()].
   PasskeyPrompt make(FillerKind kind, int64_t n_tokens, uint64_t seed, const PasskeyVariant& variant = {}) const;
 
+  const std::vector<TokenId>& natural() const { return natural_; }  // the natural text
+
   static int64_t most_keys();
   static int64_t answer_tokens();  // the room that a prompt leaves
 

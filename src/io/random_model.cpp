@@ -18,8 +18,10 @@ namespace {
 constexpr float kDeviation = 0.02f;     // of every weight; near that of trained models
 constexpr int64_t kMaxVocab = 400'000;  // more than any model has
 
-const std::array<std::pair<std::string_view, RandomModelConfig>, 6>& model_shapes() {
-  static const std::array<std::pair<std::string_view, RandomModelConfig>, 6> kShapes = {{
+using NamedShape = std::pair<std::string_view, RandomModelConfig>;
+
+std::span<const NamedShape> model_shapes() {
+  static const NamedShape kShapes[] = {
       {"qwen2.5-1.5b",
        {.arch = "qwen2",
         .n_layers = 28,
@@ -57,6 +59,18 @@ const std::array<std::pair<std::string_view, RandomModelConfig>, 6>& model_shape
         .context_length = 16384,
         .norm_eps = 1e-5,
         .tied = false}},
+      {"vicuna-13b",
+       {.arch = "llama",
+        .n_layers = 40,
+        .d_model = 5120,
+        .d_ff = 13824,
+        .n_heads = 40,
+        .n_kv_heads = 40,
+        .head_dim = 128,
+        .vocab_size = 32000,
+        .context_length = 16384,
+        .norm_eps = 1e-5,
+        .tied = false}},
       {"llama-3-8b",
        {.arch = "llama",
         .n_layers = 32,
@@ -70,9 +84,21 @@ const std::array<std::pair<std::string_view, RandomModelConfig>, 6>& model_shape
         .rope_base = 5e5,
         .norm_eps = 1e-5,
         .tied = false}},
+      {"smollm2-135m",
+       {.arch = "llama",
+        .n_layers = 30,
+        .d_model = 576,
+        .d_ff = 1536,
+        .n_heads = 9,
+        .n_kv_heads = 3,
+        .head_dim = 64,
+        .vocab_size = 49152,
+        .context_length = 8192,
+        .rope_base = 1e5,
+        .norm_eps = 1e-5}},
       {"tiny-llama", {.arch = "llama"}},
       {"tiny-qwen2", {.arch = "qwen2", .rope_base = 1e6, .norm_eps = 1e-6}},
-  }};
+  };
   return kShapes;
 }
 

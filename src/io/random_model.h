@@ -39,8 +39,8 @@ struct RandomModelConfig {
 // Control tokens, at the end of the vocabulary; the first of them begins a text, the last ends one.
 inline constexpr int64_t kRandomModelSpecials = 4;
 
-// The shapes of known models: "qwen2.5-1.5b", "llama-3.2-1b", "vicuna-7b", "llama-3-8b"; and "tiny-llama", "tiny-qwen2", in which every matrix
-// fits every weight type. nullopt for another name.
+// The shapes of known models: "qwen2.5-1.5b", "llama-3.2-1b", "vicuna-7b", "vicuna-13b", "llama-3-8b", "smollm2-135m"; and
+// "tiny-llama", "tiny-qwen2", in which every matrix fits every weight type. nullopt for another name.
 std::optional<RandomModelConfig> find_model_shape(std::string_view name);
 std::string model_shape_names();  // "qwen2.5-1.5b, llama-3.2-1b, ...": for messages
 

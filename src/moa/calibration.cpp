@@ -53,11 +53,12 @@ struct CalibrationSource::Parts {
   calibration::Draft draw(std::string_view kind, int64_t length, int64_t index, uint64_t seed) const {
     // Of the two that a dense profile takes one; and the next, which the first step at a length takes.
     const bool apart = options.apart && (index + 1) / 2 % 2 == 1;
-    const PasskeyVariant variant{1, needle_depth(length, index, seed)};
+    const double depth = needle_depth(length, index, seed);
+    const PasskeyVariant variant{1, depth};
     if (kind == kPasskeyRepeated) return material.passkey(FillerKind::kRepeated, length, seed, false, variant);
     if (kind == kPasskeyNatural) return material.passkey(FillerKind::kNatural, length, seed, apart, variant);
     if (kind == kMultikey) return material.multikey(length, seed, apart);
-    if (kind == kRecords) return material.records(length, seed, needle_depth(length, index, seed));
+    if (kind == kRecords) return material.records(length, seed, depth);
     if (kind == kCopy) return material.copy(length, seed);
     if (kind == kSection) return material.section(length, seed);
     if (kind == kRunningText) return material.text(length, seed, apart);

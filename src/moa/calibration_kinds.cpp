@@ -76,11 +76,9 @@ std::vector<TokenId> continuation(const Tokenizer& tokenizer, std::string_view o
 Material::Material(const Tokenizer& tokenizer, const ChatFormat* format, std::string_view text, bool apart)
     : tokenizer_(tokenizer),
       format_(format),
-      passkeys_(tokenizer, format, text),
-      passkeys_apart_(tokenizer, format, apart ? words_apart(text) : std::string()),
-      running_(tokenizer.encode(text, {})),
-      apart_(apart ? tokenizer.encode(words_apart(text), {}) : std::vector<TokenId>()),
+      text_(tokenizer, format, text),
       flat_(tokenizer.encode(joined(split_sentences(text)), {})) {
+  if (apart) apart_.emplace(tokenizer, format, words_apart(text));
   if (tokenizer.adds_bos() && tokenizer.bos()) bos_ = {*tokenizer.bos()};
   find_sentences();
 }
@@ -128,8 +126,7 @@ Draft Material::passkey(FillerKind filler, int64_t length, uint64_t seed, bool a
   // digits.
   int64_t room = std::ssize(digits("48297"));
   for (;;) {
-    PasskeyPrompt prompt = (apart ? passkeys_apart_ : passkeys_)
-                               .make(filler, length - room + PasskeyGenerator::answer_tokens(), seed, variant);
+    PasskeyPrompt prompt = form(apart).make(filler, length - room + PasskeyGenerator::answer_tokens(), seed, variant);
     const std::vector<TokenId> answer = digits(prompt.key);
     if (std::ssize(answer) > room) {
       room = std::ssize(answer);
@@ -248,7 +245,7 @@ Draft Material::text(int64_t length, uint64_t seed, bool apart) const {
   RandomSource random{seed};
   const int64_t n_text = length - std::ssize(bos_);
   if (n_text < 2) throw Error::bad_input("a text sample of ", length, " tokens; ", 2 + std::ssize(bos_), " are needed");
-  const std::vector<TokenId>& all = apart ? apart_ : running_;
+  const std::vector<TokenId>& all = form(apart).natural();
   const int64_t at = random.between(0, std::ssize(all) - n_text);
   Draft draft{bos_, {}};
   draft.append(std::span(all).subspan(static_cast<size_t>(at), static_cast<size_t>(n_text)));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -33,8 +34,8 @@ class Material {
 
   // Natural tokens there are, of the form that has fewest.
   int64_t n_tokens() const {
-    const int64_t n = std::min(std::ssize(running_), std::ssize(flat_));
-    return apart_.empty() ? n : std::min(n, std::ssize(apart_));
+    const int64_t n = std::min(std::ssize(text_.natural()), std::ssize(flat_));
+    return apart_ ? std::min(n, std::ssize(apart_->natural())) : n;
   }
 
   // All have exactly `length` tokens. Throw Error (kBadInput) for lengths that are too short for their kind.
@@ -53,19 +54,19 @@ class Material {
   std::span<const TokenId> flat(int64_t begin, int64_t n) const {
     return std::span(flat_).subspan(static_cast<size_t>(begin), static_cast<size_t>(n));
   }
+  const PasskeyGenerator& form(bool apart) const { return apart ? apart_.value() : text_; }
   void find_sentences();
   int64_t word_start(int64_t at) const;
   int64_t sentence_start(int64_t first, int64_t last, RandomSource& random) const;
 
   const Tokenizer& tokenizer_;
   const ChatFormat* format_;
-  PasskeyGenerator passkeys_, passkeys_apart_;
-  std::vector<TokenId> bos_;         // where texts begin with one
-  std::vector<TokenId> running_;     // the text as it is
-  std::vector<TokenId> apart_;       // the text with its words apart
-  std::vector<TokenId> flat_;        // the text without line ends: sentences can be quoted
-  std::vector<int64_t> starts_;      // of sentences in flat_, ascending
-  std::vector<Sentence> sentences_;  // those of a fitting length; empty only where flat_ is short
+  std::vector<TokenId> bos_;               // where texts begin with one
+  PasskeyGenerator text_;                  // the text as it is, and its pass keys
+  std::optional<PasskeyGenerator> apart_;  // likewise with its words apart, where they are asked for
+  std::vector<TokenId> flat_;              // the text without line ends: sentences can be quoted
+  std::vector<int64_t> starts_;            // of sentences in flat_, ascending
+  std::vector<Sentence> sentences_;        // those of a fitting length; empty only where flat_ is short
 };
 
 // The user's documents, each distinct context tokenised once.
