@@ -64,6 +64,7 @@ int main(int argc, char** argv) {
   app.add_option("--lengths", profile, "profile lengths")->delimiter(',');
   app.add_option("--extend", extend, "extension lengths")->delimiter(',');
   app.add_option("--alpha-step", rule_options.alpha_step, "tokens between alphas [from the lengths]");
+  app.add_option("--beta-parts", rule_options.beta_parts, "steps of beta from 0 to 1")->capture_default_str();
   app.add_option("--density", problem.density, "of the KV cache")->capture_default_str();
   app.add_option("--min-fill", problem.min_fill, "lower bound of the density, as a share")->capture_default_str();
   app.add_option("--gap", problem.gap, "relative optimality gap")->capture_default_str();

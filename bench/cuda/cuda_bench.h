@@ -37,10 +37,11 @@ Json measure_decode_attention(const Ceilings& ceilings);
 Json measure_prefill_attention(const Ceilings& ceilings);
 Json measure_products(const Ceilings& ceilings, const std::vector<int64_t>& n_tokens);
 struct ModelChoice {
-  std::string plans;       // a folder with the published plans, or empty
-  bool quick = false;      // two models at 8,192 tokens
-  std::string model = {};  // one, or empty
-  int64_t length = 0;      // one, or 0
+  std::string plans;                  // a folder with the published plans, or empty
+  bool quick = false;                 // two models at 8,192 tokens
+  std::string model = {};             // one, or empty
+  int64_t length = 0;                 // one, or 0
+  std::vector<int64_t> batches = {};  // these too, of every plan
 };
 Json measure_models(const Ceilings& ceilings, const ModelChoice& choice);
 

@@ -112,6 +112,9 @@ Json measure_models(const Ceilings& ceilings, const ModelChoice& choice) {
         rows.push_back(measure(*model, plan, name, length, most, dense_batch, ceilings, dense_rate));
         if (name != "dense")
           rows.push_back(measure(*model, plan, name, length, dense_batch, dense_batch, ceilings, dense_rate));
+        for (const int64_t batch : choice.batches)
+          if (batch < most)
+            rows.push_back(measure(*model, plan, name, length, batch, dense_batch, ceilings, dense_rate));
       }
       for (const int64_t batch : {int64_t{1}, dense_batch}) {
         const auto row = [&](const Sampling& sampling) {

@@ -3,18 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <tuple>
 #include <utility>
 
-#include <CbcHeuristic.hpp>
-#include <CbcHeuristicDiveCoefficient.hpp>
-#include <CbcHeuristicRINS.hpp>
-#include <CbcModel.hpp>
-#include <CglKnapsackCover.hpp>
-#include <CglMixedIntegerRounding2.hpp>
-#include <CoinPackedMatrix.hpp>
-#include <OsiClpSolverInterface.hpp>
-
 #include "core/error.h"
+#include "moa/choice_program.h"
 
 namespace polyspan {
 namespace {
@@ -28,186 +21,100 @@ constexpr int kMinNodes = 20, kMaxNodes = 1000;
 constexpr int kNodeSize = 400000;  // nodes * (rows + columns)
 constexpr double kCoreGrowth = 50;
 
+bool keeps_no_more(const ChoiceTables& tables, int rule, int than) {
+  for (const auto& kept : tables.kept)
+    if (kept[rule] > kept[than]) return false;
+  return true;
+}
+
+bool loses_no_more(const ChoiceTables& tables, int64_t head, int rule, int than) {
+  for (size_t curve = 0; curve < tables.losses.size(); ++curve)
+    if (tables.loss(curve, head, rule) > tables.loss(curve, head, than)) return false;
+  return true;
+}
+
 // The rules of each head that no other rule of it beats: no fewer tokens anywhere, no less loss on any curve. Of equal
 // ones the first stays. Loses no optimum as long as only upper bounds matter.
 std::vector<std::vector<int>> undominated_options(const ChoiceTables& tables) {
+  std::vector<std::vector<int>> rivals(tables.n_rules);  // what keeps no more: the same for all heads
+  for (int rule = 0; rule < tables.n_rules; ++rule)
+    for (int other = 0; other < tables.n_rules; ++other)
+      if (other != rule && keeps_no_more(tables, other, rule)) rivals[rule].push_back(other);
+
   std::vector<std::vector<int>> options(tables.n_heads());
   for (int64_t head = 0; head < tables.n_heads(); ++head) {
-    const auto no_better = [&](int rule, int other) {
-      for (const auto& kept : tables.kept)
-        if (kept[rule] < kept[other]) return false;
-      for (size_t curve = 0; curve < tables.losses.size(); ++curve)
-        if (tables.loss(curve, head, rule) < tables.loss(curve, head, other)) return false;
-      return true;
-    };
+    const auto equal = [&](int a, int b) { return keeps_no_more(tables, a, b) && loses_no_more(tables, head, a, b); };
     for (int rule = 0; rule < tables.n_rules; ++rule) {
-      bool beaten = false;
-      for (int other = 0; other < tables.n_rules && !beaten; ++other)
-        beaten = other != rule && no_better(rule, other) && (other < rule || !no_better(other, rule));
-      if (!beaten) options[head].push_back(rule);
+      const auto beats = [&](int rival) {
+        return loses_no_more(tables, head, rival, rule) && (rival < rule || !equal(rule, rival));
+      };
+      if (std::none_of(rivals[rule].begin(), rivals[rule].end(), beats)) options[head].push_back(rule);
     }
   }
   return options;
 }
 
-// A mixed integer program under construction, column by column and row by row.
-class Program {
- public:
-  int add_column(double cost, double lower, double upper, bool integer) {
-    costs_.push_back(cost);
-    column_lower_.push_back(lower);
-    column_upper_.push_back(upper);
-    integer_.push_back(integer);
-    return static_cast<int>(costs_.size()) - 1;
-  }
-  int add_row(double lower, double upper) {
-    row_lower_.push_back(lower);
-    row_upper_.push_back(upper);
-    return static_cast<int>(row_lower_.size()) - 1;
-  }
-  void add_entry(int row, int column, double value) {
-    rows_.push_back(row);
-    columns_.push_back(column);
-    values_.push_back(value);
-  }
-  // `amount` of a row's left side is a constant.
-  void shift_row(int row, double amount) {
-    row_lower_[row] -= amount;
-    row_upper_[row] -= amount;
-  }
-  int n_columns() const { return static_cast<int>(costs_.size()); }
-  int size() const { return std::max(1, n_columns() + static_cast<int>(row_lower_.size())); }
-
-  void load(OsiClpSolverInterface& solver) const {
-    solver.messageHandler()->setLogLevel(0);
-    solver.getModelPtr()->setLogLevel(0);
-    solver.setHintParam(OsiDoReducePrint, true, OsiHintDo);
-    CoinPackedMatrix matrix(/*colordered=*/true, rows_.data(), columns_.data(), values_.data(),
-                            static_cast<CoinBigIndex>(values_.size()));
-    matrix.setDimensions(static_cast<int>(row_lower_.size()), n_columns());  // the last ones may have no entry
-    solver.loadProblem(matrix, column_lower_.data(), column_upper_.data(), costs_.data(), row_lower_.data(),
-                       row_upper_.data());
-    for (int column = 0; column < n_columns(); ++column)
-      if (integer_[column]) solver.setInteger(column);
-  }
-
-  struct Result {
-    std::vector<double> solution;  // empty: none
-    bool complete = false;         // nothing is better by more than `allowed` (none: there is none at all)
-  };
-  // Branch and bound for a cost below `cutoff`, until the best solution is within `allowed` of the bound or `max_nodes`
-  // are done.
-  Result branch_and_bound(double cutoff, double allowed, int max_nodes) const {
-    OsiClpSolverInterface solver;
-    load(solver);
-    solver.initialSolve();
-    if (!solver.isProvenOptimal()) return {.solution = {}, .complete = solver.isProvenPrimalInfeasible()};
-    CbcModel model(solver);
-    model.setLogLevel(0);
-    model.messageHandler()->setLogLevel(0);
-    CglKnapsackCover cover;
-    CglMixedIntegerRounding2 rounding_cuts;
-    model.addCutGenerator(&cover, -99, "cover");
-    model.addCutGenerator(&rounding_cuts, -99, "rounding");
-    CbcRounding rounding(model);
-    CbcHeuristicDiveCoefficient dive(model);
-    CbcHeuristicRINS rins(model);
-    rins.setHowOften(100);
-    model.addHeuristic(&rounding);
-    model.addHeuristic(&dive);
-    model.addHeuristic(&rins);
-    if (cutoff < kNoLimit) model.setCutoff(cutoff);
-    model.setAllowableGap(allowed);
-    model.setAllowableFractionGap(0);
-    model.setMaximumNodes(max_nodes);
-    model.branchAndBound();
-    Result result{.solution = {}, .complete = model.status() == 0};
-    if (const double* solution = model.bestSolution()) result.solution.assign(solution, solution + n_columns());
-    return result;
-  }
-
- private:
-  std::vector<double> costs_, column_lower_, column_upper_, row_lower_, row_upper_;
-  std::vector<char> integer_;
-  std::vector<int> rows_, columns_;
-  std::vector<double> values_;
-};
-
-// The program of a goal over some options. Its first columns are the choices of heads that have one.
-struct ChoiceProgram {
+// The heads are alike here: only how many of them take each rule counts.
+Choice sparsest_of(const ChoiceTables& tables) {
   Program program;
-  std::vector<std::pair<int64_t, int>> choices;  // [column]: head, rule
-  struct Limit {
-    size_t curve;
-    int row;
-    double scale;  // of the row
-  };
-  std::vector<Limit> limits;
-};
-
-// costs: [head * n_rules + rule]. Tokens are counted in dense heads (1 = `length` tokens), losses in their limits.
-ChoiceProgram make_program(const ChoiceTables& tables, const ChoiceGoal& goal,
-                           const std::vector<std::vector<int>>& options, const std::vector<double>& costs,
-                           bool lower_bounds) {
-  ChoiceProgram made;
-  Program& program = made.program;
-  std::vector<int> first_column(tables.n_heads(), -1);  // -1: the head has one option, a constant
-  for (int64_t head = 0; head < tables.n_heads(); ++head) {
-    if (options[head].size() == 1) continue;
-    const int row = program.add_row(1, 1);
-    for (const int rule : options[head]) {
-      const int column = program.add_column(costs[head * tables.n_rules + rule], 0, 1, /*integer=*/true);
-      if (first_column[head] < 0) first_column[head] = column;
-      program.add_entry(row, column, 1);
-      made.choices.emplace_back(head, rule);
-    }
-  }
-  // Adds sign * value(rule of the head) to a row.
-  const auto add_head = [&](int row, int64_t head, double sign, auto value) {
-    if (first_column[head] < 0) return program.shift_row(row, sign * value(options[head][0]));
-    int column = first_column[head];
-    for (const int rule : options[head]) program.add_entry(row, column++, sign * value(rule));
-  };
-
-  for (size_t curve = 0; curve < tables.losses.size(); ++curve) {
-    if (goal.limits[curve] == kNoLimit) continue;
-    const double scale = goal.limits[curve] > 0 ? static_cast<double>(tables.n_heads()) / goal.limits[curve] : 1;
-    const int row = program.add_row(-kNoLimit, goal.limits[curve] * scale);
-    made.limits.push_back({curve, row, scale});
-    for (int64_t head = 0; head < tables.n_heads(); ++head)
-      add_head(row, head, scale, [&](int rule) { return tables.loss(curve, head, rule); });
-  }
-
+  const double n_groups = static_cast<double>(tables.n_groups);
+  const int sum = program.add_row(n_groups, n_groups);
+  for (int rule = 0; rule < tables.n_rules; ++rule)
+    program.add_entry(sum, program.add_column(0, 0, n_groups, /*integer=*/true), 1);
+  const int density = program.add_column(1, 0, 1, /*integer=*/false);
   for (size_t length = 0; length < tables.lengths.size(); ++length) {
-    const double unit = static_cast<double>(tables.lengths[length]);
-    const auto kept = [&](int rule) { return static_cast<double>(tables.kept[length][rule]) / unit; };
-    // Tokens are whole: half of one keeps the solver's tolerance away from the bound.
-    const double lower = lower_bounds ? (static_cast<double>(tables.least[length]) - 0.5) / unit : -kNoLimit;
-    const int row = program.add_row(lower, (static_cast<double>(tables.most[length]) + 0.5) / unit);
-    if (tables.group_size == 1) {
-      for (int64_t head = 0; head < tables.n_heads(); ++head) add_head(row, head, 1, kept);
-      continue;
-    }
-    for (int64_t group = 0; group < tables.n_groups; ++group) {
-      const int longest = program.add_column(0, 0, 1, /*integer=*/false);
-      program.add_entry(row, longest, 1);
-      // Where a lower bound counts, `longest` must not exceed the head that `is_longest` names either.
-      const int names_one = lower_bounds ? program.add_row(1, 1) : -1;
-      for (int64_t head = group * tables.group_size; head < (group + 1) * tables.group_size; ++head) {
-        const int at_least = program.add_row(0, kNoLimit);
-        program.add_entry(at_least, longest, 1);
-        add_head(at_least, head, -1, kept);
-        if (!lower_bounds) continue;
-        const int is_longest = program.add_column(0, 0, 1, /*integer=*/true);
-        program.add_entry(names_one, is_longest, 1);
-        const int at_most = program.add_row(-kNoLimit, 1);
-        program.add_entry(at_most, longest, 1);
-        program.add_entry(at_most, is_longest, 1);
-        add_head(at_most, head, -1, kept);
-      }
-    }
+    const int row = program.add_row(-kNoLimit, 0);
+    for (int rule = 0; rule < tables.n_rules; ++rule)
+      program.add_entry(row, rule,
+                        static_cast<double>(tables.kept[length][rule]) / static_cast<double>(tables.lengths[length]));
+    program.add_entry(row, density, -n_groups);
   }
-  return made;
+  const std::vector<double> solution = program.branch_and_bound(kNoLimit, 1e-9, kMaxNodes).solution;
+  POLYSPAN_CHECK(!solution.empty(), "some mix of rules has the smallest density");
+  Choice choice;
+  for (int rule = 0; rule < tables.n_rules; ++rule)
+    choice.insert(choice.end(), std::lround(solution[rule]) * tables.group_size, rule);
+  POLYSPAN_CHECK(static_cast<int64_t>(choice.size()) == tables.n_heads(), "a rule for each head");
+  return choice;
+}
+
+// The choices that the relaxation begins with: for each head the lower hull of cost over tokens, and what does for `within`,
+// which keeps the goal's limits, so that there is a solution from the start.
+std::vector<char> first_columns(const ChoiceTables& tables, const std::vector<std::pair<int64_t, int>>& choices,
+                                const std::vector<double>& costs, const Choice& within) {
+  std::vector<double> tokens(tables.n_rules, 0);  // of all lengths together, in dense heads
+  for (size_t length = 0; length < tables.lengths.size(); ++length)
+    for (int rule = 0; rule < tables.n_rules; ++rule)
+      tokens[rule] += static_cast<double>(tables.kept[length][rule]) / static_cast<double>(tables.lengths[length]);
+  std::vector<char> first(choices.size(), 0);
+  std::vector<size_t> columns, hull;
+  for (size_t begin = 0, end = 0; begin < choices.size(); begin = end) {
+    const int64_t head = choices[begin].first;
+    columns.clear(), hull.clear();
+    for (end = begin; end < choices.size() && choices[end].first == head; ++end) columns.push_back(end);
+    const auto at = [&](size_t column) { return tokens[choices[column].second]; };
+    const auto cost = [&](size_t column) { return costs[head * tables.n_rules + choices[column].second]; };
+    std::sort(columns.begin(), columns.end(),
+              [&](size_t a, size_t b) { return std::tuple(at(a), cost(a), a) < std::tuple(at(b), cost(b), b); });
+    for (const size_t column : columns) {
+      if (!hull.empty() && cost(column) >= cost(hull.back())) continue;
+      while (hull.size() > 1) {
+        const size_t last = hull.back(), before = hull[hull.size() - 2];
+        if ((cost(before) - cost(last)) * (at(column) - at(before)) >
+            (cost(before) - cost(column)) * (at(last) - at(before)))
+          break;
+        hull.pop_back();
+      }
+      hull.push_back(column);
+    }
+    for (const size_t column : hull) first[column] = 1;
+    const auto found = std::find_if(columns.begin(), columns.end(), [&](size_t column) {
+      const int rule = choices[column].second;
+      return keeps_no_more(tables, rule, within[head]) && loses_no_more(tables, head, rule, within[head]);
+    });
+    if (found != columns.end()) first[*found] = 1;
+  }
+  return first;
 }
 
 }  // namespace
@@ -263,7 +170,7 @@ struct ChoiceSolver::Relaxation {
 };
 
 ChoiceSolver::ChoiceSolver(ChoiceTables tables)
-    : tables_(std::move(tables)), undominated_(undominated_options(tables_)) {
+    : tables_(std::move(tables)), undominated_(undominated_options(tables_)), sparsest_(sparsest_of(tables_)) {
   std::vector<int> rules(tables_.n_rules);
   std::iota(rules.begin(), rules.end(), 0);
   all_.assign(tables_.n_heads(), rules);
@@ -280,7 +187,7 @@ ChoiceSolver::ChoiceSolver(ChoiceTables tables)
 }
 
 std::optional<ChoiceSolver::Relaxation> ChoiceSolver::relax(const ChoiceGoal& goal, const Options& options,
-                                                            bool lower_bounds) const {
+                                                            bool lower_bounds, const Choice& within) const {
   Relaxation relaxation;
   relaxation.lower_bounds = lower_bounds;
   std::vector<double>& costs = relaxation.costs;
@@ -305,34 +212,26 @@ std::optional<ChoiceSolver::Relaxation> ChoiceSolver::relax(const ChoiceGoal& go
   if (largest > 0) rescale(1 / largest);
 
   const ChoiceProgram made = make_program(tables_, goal, options, costs, lower_bounds);
-  OsiClpSolverInterface solver;
-  made.program.load(solver);
-  solver.initialSolve();
-  if (!solver.isProvenOptimal()) return std::nullopt;
+  ColumnGeneration relaxed(made, lower_bounds ? std::vector<char>(made.choices.size(), 1)
+                                              : first_columns(tables_, made.choices, costs, within));
+  if (!relaxed.solve()) return std::nullopt;
   // A large loss at the shortest span can leave the optimum many digits below it: solve again in its own unit.
   constexpr double kWanted = 1000;
-  if (const double found = solver.getObjValue(); found > 1e-9 && found < kWanted) {
+  if (const double found = relaxed.cost(); found > 1e-9 && found < kWanted) {
     rescale(kWanted / found);
-    for (size_t column = 0; column < made.choices.size(); ++column) {
-      const auto [head, rule] = made.choices[column];
-      solver.setObjCoeff(static_cast<int>(column), costs[head * tables_.n_rules + rule]);
-    }
-    solver.resolve();
-    POLYSPAN_CHECK(solver.isProvenOptimal(), "the relaxation in another unit");
+    relaxed.rescale_costs(kWanted / found);
+    POLYSPAN_CHECK(relaxed.solve(), "the relaxation in another unit");
   }
-  relaxation.bound = solver.getObjValue();
+  relaxation.bound = relaxed.cost();
   relaxation.allowed = std::max(tables_.gap * std::abs(relaxation.bound + base * scale), 1e-9);
   relaxation.choices = made.choices;
-  for (size_t column = 0; column < made.choices.size(); ++column) {
-    const double reduced = solver.getReducedCost()[column];
-    relaxation.reduced.push_back(reduced > 1e-9 ? reduced : 0);
-  }
+  for (const double reduced : relaxed.reduced_costs()) relaxation.reduced.push_back(reduced > 1e-9 ? reduced : 0);
   relaxation.forced.resize(tables_.n_heads());
   for (int64_t head = 0; head < tables_.n_heads(); ++head)
     if (options[head].size() == 1) relaxation.forced[head] = options[head];
   relaxation.prices.assign(tables_.losses.size(), 0);
   for (const auto& limit : made.limits)
-    relaxation.prices[limit.curve] = std::max(0.0, -solver.getRowPrice()[limit.row]) * limit.scale / scale;
+    relaxation.prices[limit.curve] = std::max(0.0, -relaxed.price(limit.row)) * limit.scale / scale;
   return relaxation;
 }
 
@@ -341,11 +240,11 @@ std::optional<ChoiceSolver::Relaxation> ChoiceSolver::relax(const ChoiceGoal& go
 std::optional<Choice> ChoiceSolver::branch(const ChoiceGoal& goal, const Relaxation& relaxation,
                                            const std::optional<Choice>& known, Effort effort) const {
   const double allowed = relaxation.allowed;
-  std::vector<double> sorted = relaxation.reduced;
-  std::sort(sorted.begin(), sorted.end());
-  const double all = sorted.empty() ? 0 : sorted.back();
-  const auto first = static_cast<size_t>(tables_.n_heads() + kCoreRules);
-  double threshold = first < sorted.size() ? sorted[first] : all;
+  std::vector<double> ranked = relaxation.reduced;
+  const double all = ranked.empty() ? 0 : *std::max_element(ranked.begin(), ranked.end());
+  const auto first = tables_.n_heads() + kCoreRules;
+  if (first < std::ssize(ranked)) std::nth_element(ranked.begin(), ranked.begin() + first, ranked.end());
+  double threshold = first < std::ssize(ranked) ? ranked[first] : all;
   std::optional<Choice> best = known;
   double best_cost = known ? relaxation.cost(*known) : kNoLimit;
   for (bool first_core = true;;) {
@@ -423,52 +322,29 @@ std::optional<Choice> ChoiceSolver::best(const std::vector<double>& weights) con
     for (int64_t head = 0; head < tables_.n_heads(); ++head) known->push_back((*grouped)[head / tables_.group_size]);
   }
   std::optional<Choice> choice;
-  if (const auto relaxation = relax(goal, undominated_, /*lower_bounds=*/false))
+  if (const auto relaxation = relax(goal, undominated_, /*lower_bounds=*/false, sparsest_))
     choice = branch(goal, *relaxation, known, Effort::kMany);
   if (!choice) {  // there is none, or the nodes were too few to meet one
-    choice = sparsest();
+    choice = sparsest_;
     if (!tables_.within_upper_bounds(*choice)) return std::nullopt;
   }
   // The lower bounds: met, met at no cost, met at a cost, or dropped.
   if (tables_.reaches_lower_bounds(*choice) || fill(*choice)) return choice;
   if (known && !tables_.reaches_lower_bounds(*known)) known.reset();
-  if (const auto relaxation = relax(goal, all_, /*lower_bounds=*/true))
+  if (const auto relaxation = relax(goal, all_, /*lower_bounds=*/true, *choice))
     if (auto bounded = branch(goal, *relaxation, known, Effort::kMany)) return bounded;
   return choice;
 }
 
 ChoiceSolver::Limited ChoiceSolver::limited(const ChoiceGoal& goal, const std::optional<Choice>& known) const {
-  const auto relaxation = relax(goal, undominated_, /*lower_bounds=*/false);
+  const auto relaxation = relax(goal, undominated_, /*lower_bounds=*/false, known ? *known : sparsest_);
   if (!relaxation) return {};
   std::vector<double> weights = goal.weights;
   for (size_t curve = 0; curve < weights.size(); ++curve) weights[curve] += relaxation->prices[curve];
   Limited found{.within = branch(goal, *relaxation, known, Effort::kFew), .priced = best(weights)};
   if (found.within && !tables_.reaches_lower_bounds(*found.within) && !fill(*found.within)) found.within.reset();
+  if (found.within == known) found.within.reset();
   return found;
-}
-
-// The heads are alike here: only how many of them take each rule counts.
-Choice ChoiceSolver::sparsest() const {
-  Program program;
-  const double n_groups = static_cast<double>(tables_.n_groups);
-  const int sum = program.add_row(n_groups, n_groups);
-  for (int rule = 0; rule < tables_.n_rules; ++rule)
-    program.add_entry(sum, program.add_column(0, 0, n_groups, /*integer=*/true), 1);
-  const int density = program.add_column(1, 0, 1, /*integer=*/false);
-  for (size_t length = 0; length < tables_.lengths.size(); ++length) {
-    const int row = program.add_row(-kNoLimit, 0);
-    for (int rule = 0; rule < tables_.n_rules; ++rule)
-      program.add_entry(row, rule,
-                        static_cast<double>(tables_.kept[length][rule]) / static_cast<double>(tables_.lengths[length]));
-    program.add_entry(row, density, -n_groups);
-  }
-  const std::vector<double> solution = program.branch_and_bound(kNoLimit, 1e-9, kMaxNodes).solution;
-  POLYSPAN_CHECK(!solution.empty(), "some mix of rules has the smallest density");
-  Choice choice;
-  for (int rule = 0; rule < tables_.n_rules; ++rule)
-    choice.insert(choice.end(), std::lround(solution[rule]) * tables_.group_size, rule);
-  POLYSPAN_CHECK(static_cast<int64_t>(choice.size()) == tables_.n_heads(), "a rule for each head");
-  return choice;
 }
 
 }  // namespace polyspan

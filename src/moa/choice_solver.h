@@ -49,8 +49,8 @@ class ChoiceSolver {
   // found. Lower bounds that the upper ones do not allow are dropped. None: no choice keeps the upper bounds.
   std::optional<Choice> best(const std::vector<double>& weights) const;
 
-  // Two ways to take limits. `within` keeps them; it improves on `known` (which keeps them too) where the solver finds
-  // better in few nodes, and may be none. `priced` is the best choice for weights to which the prices of the limits, in
+  // Two ways to take limits. `within` keeps them and improves on `known` (which keeps them too); none where the solver
+  // finds nothing better in few nodes. `priced` is the best choice for weights to which the prices of the limits, in
   // the linear relaxation, are added: close to the limits, not always within them, and as easy to find as any.
   struct Limited {
     std::optional<Choice> within, priced;
@@ -58,20 +58,23 @@ class ChoiceSolver {
   Limited limited(const ChoiceGoal& goal, const std::optional<Choice>& known) const;
 
   // The choice whose largest density over the bounded lengths is the smallest.
-  Choice sparsest() const;
+  const Choice& sparsest() const { return sparsest_; }
 
  private:
   using Options = std::vector<std::vector<int>>;  // [n_heads][...]: the rules that a head may take
   struct Relaxation;
   enum class Effort { kFew, kMany };
 
-  std::optional<Relaxation> relax(const ChoiceGoal& goal, const Options& options, bool lower_bounds) const;
+  // `within`: a choice that keeps the goal's limits and the upper bounds, where one is known.
+  std::optional<Relaxation> relax(const ChoiceGoal& goal, const Options& options, bool lower_bounds,
+                                  const Choice& within) const;
   std::optional<Choice> branch(const ChoiceGoal& goal, const Relaxation& relaxation, const std::optional<Choice>& known,
                                Effort effort) const;
   bool fill(Choice& choice) const;
 
   ChoiceTables tables_;
   Options all_, undominated_;
+  Choice sparsest_;
   std::unique_ptr<ChoiceSolver> per_group_;  // the same with one rule a group, where group_size > 1
 };
 
