@@ -42,6 +42,7 @@ struct ModelChoice {
   std::string model = {};             // one, or empty
   int64_t length = 0;                 // one, or 0
   std::vector<int64_t> batches = {};  // these too, of every plan
+  std::string file = {};              // a GGUF model in place of random f16 ones: dense, by batch
 };
 Json measure_models(const Ceilings& ceilings, const ModelChoice& choice);
 

@@ -5,8 +5,10 @@
 
 #include "../shape_config.h"
 #include "core/error.h"
+#include "cuda/device.h"
 #include "cuda/transformer.h"
 #include "cuda_bench.h"
+#include "io/gguf.h"
 #include "plan/span_plan.h"
 
 namespace polyspan::bench {
@@ -84,9 +86,26 @@ Json measure(cuda::CudaTransformer& model, const SpanPlan& plan, const std::stri
           {"working_bytes", model.working_bytes()}};
 }
 
+// A step by its batch: from where one token is bound by reading the weights to where products are.
+Json measure_file(const Ceilings& ceilings, const ModelChoice& choice) {
+  const std::unique_ptr<Model> loaded =
+      load_cuda_model(std::make_unique<GgufFile>(GgufFile::open(choice.file)), 0, no_progress());
+  auto& model = dynamic_cast<cuda::CudaTransformer&>(*loaded);
+  const SpanPlan dense = SpanPlan::dense(model.config().head_shape());
+  const int64_t length = choice.length != 0 ? choice.length : 4096;
+  std::vector<int64_t> batches = choice.batches;
+  if (batches.empty()) batches = {1, 2, 4, 8, 16, 32, 64};
+  Json rows = Json::array();
+  double dense_rate = 0;
+  for (const int64_t batch : batches)
+    rows.push_back(measure(model, dense, "dense", length, batch, batches[0], ceilings, dense_rate));
+  return rows;
+}
+
 }  // namespace
 
 Json measure_models(const Ceilings& ceilings, const ModelChoice& choice) {
+  if (!choice.file.empty()) return measure_file(ceilings, choice);
   Json rows = Json::array();
   for (const TimedModel& timed : kModels) {
     if (choice.model.empty() ? choice.quick && std::string(timed.name) == "vicuna-13b" : choice.model != timed.name)

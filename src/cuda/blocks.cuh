@@ -17,89 +17,103 @@ struct Unit {
 template <DType kType>
 inline constexpr bool kHasMinimum = kType == DType::kQ4_0 || kType == DType::kQ4_1 || kType == DType::kQ4_K;
 
-// Bytes of the code planes that hold whole rows, in values: where the next plane starts.
+// Where run `run` of a unit begins in the row.
 template <DType kType>
-__device__ inline Unit load_unit(const DeviceMatrix& w, int64_t row, int unit) {
-  Unit u;
-  const int64_t n = w.d_out * w.d_in, first = row * w.d_in;  // of the matrix; of the row
+__device__ inline int unit_at(int unit, int run) {
+  // Q4_K: 64 values share 32 bytes, the first 32 in the lower halves; a unit has 16 of these bytes.
+  if constexpr (kType == DType::kQ4_K) return unit / 2 * 64 + unit % 2 * 16 + 32 * run;
+  // Q6_K: half a block is 64 bytes of lower bits, whose nibbles are quarters 0, 1 and 2, 3, and 32 bytes of upper bits, two for
+  // each quarter. A unit has 16 lower bytes: columns of a quarter and of the one after next.
+  if constexpr (kType == DType::kQ6_K)
+    return unit / 8 * 256 + unit % 8 / 4 * 128 + unit % 4 / 2 * 32 + unit % 2 * 16 + 64 * run;
+  return unit * 32 + 16 * run;
+}
+
+// Scale and minimum of 32 values of Q4_K, from bytes 0-3, 4-7 and 8-11 of the packed ones (core/dequantize.cpp: scale_min).
+__device__ inline uint2 q4k_scale(const uint32_t (&packed)[3], int index) {
+  if (index < 4) return make_uint2(packed[0] >> 8 * index & 63, packed[1] >> 8 * index & 63);
+  const int shift = 8 * (index - 4);
+  return make_uint2((packed[2] >> shift & 0xf) | (packed[0] >> shift >> 6 & 3) << 4,
+                    (packed[2] >> shift >> 4 & 0xf) | (packed[1] >> shift >> 6 & 3) << 4);
+}
+
+// A unit's bytes as they lie in the planes: asked for early, unpacked where they are used.
+template <DType kType>
+struct UnitBytes {
+  uint4 codes;
+  uint4 more;       // Q8_0: the second half of the codes; Q6_K: the upper bits; Q4_K: the block's header
+  uint32_t scales;  // Q8_0, Q4_0: f16; Q4_1: f16 scale and minimum; Q6_K: f16 d and two int8 scales
+};
+
+// REQUIRES: 0 <= row < d_out, 0 <= unit < d_in / 32.
+template <DType kType>
+__device__ inline UnitBytes<kType> load_unit_bytes(const DeviceMatrix& w, int64_t row, int unit) {
+  UnitBytes<kType> u = {};
+  const int64_t n = w.d_out * w.d_in, first = row * w.d_in;  // values of the matrix; before the row
   const auto load16 = [](const std::byte* at) { return __ldg(reinterpret_cast<const uint4*>(at)); };
-  const auto half_at = [](const std::byte* at) { return __half2float(*reinterpret_cast<const __half*>(at)); };
+  const auto load2 = [](const std::byte* at) { return uint32_t{__ldg(reinterpret_cast<const uint16_t*>(at))}; };
   if constexpr (kType == DType::kQ8_0) {
-    const uint4 a = load16(w.data + first + unit * 32), b = load16(w.data + first + unit * 32 + 16);
-    u.codes[0][0] = a.x, u.codes[0][1] = a.y, u.codes[0][2] = a.z, u.codes[0][3] = a.w;
-    u.codes[1][0] = b.x, u.codes[1][1] = b.y, u.codes[1][2] = b.z, u.codes[1][3] = b.w;
-    u.scale[0] = u.scale[1] = half_at(w.data + n + (first / 32 + unit) * 2);
-    u.minimum[0] = u.minimum[1] = 0.0f;
-    u.at[0] = unit * 32;
-    u.at[1] = unit * 32 + 16;
+    u.codes = load16(w.data + first + unit * 32);
+    u.more = load16(w.data + first + unit * 32 + 16);
+    u.scales = load2(w.data + n + (first / 32 + unit) * 2);
   } else {
-    const uint4 q = load16(w.data + first / 2 + unit * 16);
-    const uint32_t words[4] = {q.x, q.y, q.z, q.w};
+    u.codes = load16(w.data + first / 2 + unit * 16);
+  }
+  if constexpr (kType == DType::kQ4_0) u.scales = load2(w.data + n / 2 + (first / 32 + unit) * 2);
+  if constexpr (kType == DType::kQ4_1)
+    u.scales = __ldg(reinterpret_cast<const uint32_t*>(w.data + n / 2 + (first / 32 + unit) * 4));
+  if constexpr (kType == DType::kQ4_K) u.more = load16(w.data + n / 2 + (first / 256 + unit / 8) * 16);
+  if constexpr (kType == DType::kQ6_K) {
+    const int block = unit / 8, half = unit % 8 / 4, quarter = unit % 4 / 2, column = unit % 2 * 16;
+    u.more = load16(w.data + n / 2 + first / 4 + block * 64 + half * 32 + column);
+    const std::byte* const scales = w.data + n / 2 + n / 4 + first / 16 + block * 16 + half * 8 + column / 16;
+    const auto scale = [&](int at) { return uint32_t{__ldg(reinterpret_cast<const uint8_t*>(scales) + at)}; };
+    u.scales = load2(w.data + n / 2 + n / 4 + n / 16 + (first / 256 + block) * 2) | scale(quarter * 2) << 16 |
+               scale((quarter + 2) * 2) << 24;
+  }
+  return u;
+}
+
+// Four codes of run `run`, a byte each, of the unit's words there.
+template <DType kType>
+__device__ inline uint32_t code_word(uint32_t codes, uint32_t more, int unit, int run) {
+  if constexpr (kType == DType::kQ8_0) return run == 0 ? codes : more;
+  const uint32_t lower = codes >> 4 * run & 0x0f0f0f0fu;
+  if constexpr (kType == DType::kQ6_K)
+    return __vsub4(lower | (more >> 2 * (unit % 4 / 2 + 2 * run) & 0x03030303u) << 4, 0x20202020u);
+  return lower;
+}
+
+template <DType kType>
+__device__ inline Unit unpack_unit(const UnitBytes<kType>& bytes, int unit) {
+  Unit u;
+  const uint32_t codes[4] = {bytes.codes.x, bytes.codes.y, bytes.codes.z, bytes.codes.w};
+  const uint32_t more[4] = {bytes.more.x, bytes.more.y, bytes.more.z, bytes.more.w};
+  const __half2 pair = *reinterpret_cast<const __half2*>(kType == DType::kQ4_K ? &more[0] : &bytes.scales);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      u.codes[0][i] = words[i] & 0x0f0f0f0fu;
-      u.codes[1][i] = words[i] >> 4 & 0x0f0f0f0fu;
-    }
-    if constexpr (kType == DType::kQ4_0) {  // value = d * (code - 8)
-      u.scale[0] = u.scale[1] = half_at(w.data + n / 2 + (first / 32 + unit) * 2);
-      u.minimum[0] = u.minimum[1] = 8.0f * u.scale[0];
-    } else if constexpr (kType == DType::kQ4_1) {
-      const __half2 pair = *reinterpret_cast<const __half2*>(w.data + n / 2 + (first / 32 + unit) * 4);
-      u.scale[0] = u.scale[1] = __low2float(pair);
-      u.minimum[0] = u.minimum[1] = -__high2float(pair);
-    }
-    if constexpr (kType == DType::kQ4_0 || kType == DType::kQ4_1) {
-      u.at[0] = unit * 32;
-      u.at[1] = unit * 32 + 16;
-    }
+  for (int run = 0; run < 2; ++run) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) u.codes[run][i] = code_word<kType>(codes[i], more[i], unit, run);
+    u.scale[run] = __low2float(pair);
+    u.minimum[run] = 0.0f;
+    u.at[run] = unit_at<kType>(unit, run);
+    if constexpr (kType == DType::kQ4_0) u.minimum[run] = 8.0f * u.scale[run];  // value = d * (code - 8)
+    if constexpr (kType == DType::kQ4_1) u.minimum[run] = -__high2float(pair);
+    if constexpr (kType == DType::kQ6_K)
+      u.scale[run] *= static_cast<float>(static_cast<int8_t>(bytes.scales >> (16 + 8 * run)));
     if constexpr (kType == DType::kQ4_K) {
-      // 64 values share 32 bytes, the first 32 in the lower halves; a unit has 16 of these bytes.
-      const int group = unit / 2 % 4, sub = 2 * group;
-      u.at[0] = unit / 2 * 64 + unit % 2 * 16;
-      u.at[1] = u.at[0] + 32;
-      const uint4 header = load16(w.data + n / 2 + (first / 256 + unit / 8) * 16);
-      const __half2 pair = *reinterpret_cast<const __half2*>(&header.x);
-      const float d = __low2float(pair), dmin = __high2float(pair);
-      // Bytes 0-3, 4-7 and 8-11 of the packed scales and minima (core/dequantize.cpp: scale_min).
-      const uint32_t packed[3] = {header.y, header.z, header.w};
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int s = sub + i;
-        uint32_t scale, minimum;
-        if (s < 4) {
-          scale = packed[0] >> 8 * s & 63;
-          minimum = packed[1] >> 8 * s & 63;
-        } else {
-          const int shift = 8 * (s - 4);
-          scale = (packed[2] >> shift & 0xf) | (packed[0] >> shift >> 6 & 3) << 4;
-          minimum = (packed[2] >> shift >> 4 & 0xf) | (packed[1] >> shift >> 6 & 3) << 4;
-        }
-        u.scale[i] = d * static_cast<float>(scale);
-        u.minimum[i] = dmin * static_cast<float>(minimum);
-      }
-    }
-    if constexpr (kType == DType::kQ6_K) {
-      // Half `half` of a block: 64 bytes of lower bits, whose nibbles are quarters 0, 1 and 2, 3; 32 bytes of upper bits,
-      // two for each quarter. A unit has 16 lower bytes: columns of quarter `quarter` and of quarter + 2.
-      const int block = unit / 8, half = unit % 8 / 4, quarter = unit % 4 / 2, column = unit % 2 * 16;
-      const uint4 upper = load16(w.data + n / 2 + first / 4 + block * 64 + half * 32 + column);
-      const uint32_t upper_words[4] = {upper.x, upper.y, upper.z, upper.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        u.codes[0][i] = __vsub4(u.codes[0][i] | (upper_words[i] >> 2 * quarter & 0x03030303u) << 4, 0x20202020u);
-        u.codes[1][i] = __vsub4(u.codes[1][i] | (upper_words[i] >> 2 * (quarter + 2) & 0x03030303u) << 4, 0x20202020u);
-      }
-      const int8_t* const scales =
-          reinterpret_cast<const int8_t*>(w.data + n / 2 + n / 4) + first / 16 + block * 16 + half * 8 + column / 16;
-      const float d = half_at(w.data + n / 2 + n / 4 + n / 16 + (first / 256 + block) * 2);
-      u.scale[0] = d * static_cast<float>(scales[quarter * 2]);
-      u.scale[1] = d * static_cast<float>(scales[(quarter + 2) * 2]);
-      u.minimum[0] = u.minimum[1] = 0.0f;
-      u.at[0] = block * 256 + half * 128 + quarter * 32 + column;
-      u.at[1] = u.at[0] + 64;
+      const uint32_t packed[3] = {more[1], more[2], more[3]};
+      const uint2 of_run = q4k_scale(packed, unit / 2 % 4 * 2 + run);
+      u.scale[run] *= static_cast<float>(of_run.x);
+      u.minimum[run] = __high2float(pair) * static_cast<float>(of_run.y);
     }
   }
   return u;
+}
+
+template <DType kType>
+__device__ inline Unit load_unit(const DeviceMatrix& w, int64_t row, int unit) {
+  return unpack_unit(load_unit_bytes<kType>(w, row, unit), unit);
 }
 
 // The unit's values, run by run.

@@ -54,6 +54,30 @@ __device__ void store_floats(const float (&values)[kN], T* to) {
   *reinterpret_cast<Values<T, kN>*>(to) = stored;
 }
 
+// Values [at, at + kN) of the output.
+template <int kN, typename T>
+__device__ void store_at(T* out, int64_t at, const float (&values)[kN]) {
+  store_floats(values, out + at);
+}
+// A block of 32 values belongs to 32 / kN neighbouring lanes. REQUIRES: the first of them has `at` % 32 == 0, and all call.
+template <int kN>
+__device__ void store_at(const QuantizedRows& out, int64_t at, const float (&values)[kN]) {
+  constexpr int kLanes = 32 / kN;
+  const int lane = threadIdx.x % 32;
+  const uint32_t sharers = ~0u >> (32 - kLanes) << (lane & ~(kLanes - 1));
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kN; ++i) largest = fmaxf(largest, fabsf(values[i]));
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(sharers, largest, step));
+  const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+  Values<int8_t, kN> codes;
+#pragma unroll
+  for (int i = 0; i < kN; ++i) codes.value[i] = static_cast<int8_t>(__float2int_rn(values[i] * inverse));
+  *reinterpret_cast<Values<int8_t, kN>*>(out.codes + at) = codes;
+  if (lane % kLanes == 0) out.scales[at / 32] = largest / 127.0f;
+}
+
 template <typename T>
 __global__ void embed_floats_kernel(const T* table, int64_t d, const int32_t* tokens, float* out) {
   const T* const row = table + int64_t{tokens[blockIdx.x]} * d;
@@ -74,9 +98,10 @@ __global__ void embed_blocks_kernel(DeviceMatrix table, const int32_t* tokens, f
 }
 
 // A row a block; its first kKept * kStep values and weights stay in registers. REQUIRES: d % kN == 0.
-template <typename T, int kN>
+template <typename Out, int kN>
 __global__ void __launch_bounds__(kNormThreads)
-    rmsnorm_kernel(const float* x, const int32_t* rows, const float* weight, int64_t d, float eps, T* out) {
+    rmsnorm_kernel(const float* x, const int32_t* rows, const float* weight, int64_t d, float eps, Out out) {
+  let_next_kernel_start();
   constexpr int kKept = 4, kStep = kN * kNormThreads;
   const int n = static_cast<int>(d), first = kN * static_cast<int>(threadIdx.x);
   float kept[kKept][kN] = {}, factors[kKept][kN], squares = 0;
@@ -102,7 +127,7 @@ __global__ void __launch_bounds__(kNormThreads)
   const auto finish = [&](int at, float(&values)[kN], const float(&of_values)[kN]) {
 #pragma unroll
     for (int i = 0; i < kN; ++i) values[i] *= scale * of_values[i];
-    store_floats(values, out + blockIdx.x * d + at);
+    store_at(out, blockIdx.x * d + at, values);
   };
 #pragma unroll
   for (int part = 0; part < kKept; ++part)
@@ -116,8 +141,9 @@ __global__ void __launch_bounds__(kNormThreads)
 }
 
 // A block: kN * kThreads channels of kTokens tokens, all asked for before any is used. REQUIRES: d_ff % kN == 0.
-template <typename In, typename T, int kN, int kTokens>
-__global__ void swiglu_kernel(const In* gate_up, int64_t n_tokens, int64_t d_ff, T* out) {
+template <typename In, typename Out, int kN, int kTokens>
+__global__ void swiglu_kernel(const In* gate_up, int64_t n_tokens, int64_t d_ff, Out out) {
+  let_next_kernel_start();
   const int64_t channel = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kN;
   wait_for_earlier_kernels();
   if (channel >= d_ff) return;
@@ -141,7 +167,7 @@ __global__ void swiglu_kernel(const In* gate_up, int64_t n_tokens, int64_t d_ff,
         }
         g = g / (1.0f + __expf(-g)) * u;
       }
-      store_floats(gate[t], out + (first + t) * d_ff + channel);
+      store_at(out, (first + t) * d_ff + channel, gate[t]);
     }
   }
 }
@@ -153,14 +179,14 @@ __global__ void convert_kernel(const float* x, int64_t n, T* out) {
 }
 
 // One warp a block of 32 values.
-__global__ void quantize_kernel(const float* x, int64_t n_blocks, int8_t* codes, float* scales) {
-  const int lane = threadIdx.x % 32;
+__global__ void quantize_kernel(const float* x, int64_t n_blocks, QuantizedRows out) {
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
   for (int64_t block = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32; block < n_blocks;
        block += int64_t{gridDim.x} * kThreads / 32) {
-    const float value = x[block * 32 + lane], largest = warp_max(fabsf(value));
-    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-    codes[block * 32 + lane] = static_cast<int8_t>(__float2int_rn(value * inverse));
-    if (lane == 0) scales[block] = largest / 127.0f;
+    const int64_t at = block * 32 + threadIdx.x % 32;
+    const float value[1] = {x[at]};
+    store_at(out, at, value);
   }
 }
 
@@ -344,9 +370,17 @@ void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n
              ActivationType out_type, void* out, const Stream& stream) {
   const unsigned grid = static_cast<unsigned>(n_rows);
   visit_activation(out_type, out, [&]<typename T>(T* to) {
-    launch_overlapping(d % 4 == 0 ? rmsnorm_kernel<T, 4> : rmsnorm_kernel<T, 1>, grid, kNormThreads, 0, stream.get(), x,
-                       rows, weight, d, eps, to);
+    launch_overlapping(d % 4 == 0 ? rmsnorm_kernel<T*, 4> : rmsnorm_kernel<T*, 1>, grid, kNormThreads, 0, stream.get(),
+                       x, rows, weight, d, eps, to);
   });
+  check_launch("rmsnorm");
+}
+
+void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n_rows, int64_t d, float eps,
+             const QuantizedRows& out, const Stream& stream) {
+  POLYSPAN_CHECK(d % 32 == 0);
+  launch_overlapping(rmsnorm_kernel<QuantizedRows, 4>, static_cast<unsigned>(n_rows), kNormThreads, 0, stream.get(), x,
+                     rows, weight, d, eps, out);
   check_launch("rmsnorm");
 }
 
@@ -362,8 +396,8 @@ void swiglu(DType type, const void* gate_up, int64_t n_tokens, int64_t d_ff, Act
     visit_activation(out_type, out, [&]<typename T>(T* to) {
       constexpr int kMost = 16 / sizeof(In);
       const auto kernel = at_once == kMost
-                              ? (in_pairs ? swiglu_kernel<In, T, kMost, 2> : swiglu_kernel<In, T, kMost, 1>)
-                              : swiglu_kernel<In, T, 1, 1>;
+                              ? (in_pairs ? swiglu_kernel<In, T*, kMost, 2> : swiglu_kernel<In, T*, kMost, 1>)
+                              : swiglu_kernel<In, T*, 1, 1>;
       launch_overlapping(kernel, grid, kThreads, 0, stream.get(), in, n_tokens, d_ff, to);
     });
   };
@@ -374,9 +408,19 @@ void swiglu(DType type, const void* gate_up, int64_t n_tokens, int64_t d_ff, Act
   check_launch("swiglu");
 }
 
-void quantize(const float* x, int64_t n_tokens, int64_t d_in, int8_t* codes, float* scales, const Stream& stream) {
+void swiglu(const float* gate_up, int64_t n_tokens, int64_t d_ff, const QuantizedRows& out, const Stream& stream) {
+  POLYSPAN_CHECK(d_ff % 32 == 0 && n_tokens <= 65535);
+  constexpr int kN = 4;
+  const dim3 grid(static_cast<unsigned>((d_ff + kN * kThreads - 1) / (kN * kThreads)), static_cast<unsigned>(n_tokens));
+  launch_overlapping(swiglu_kernel<float, QuantizedRows, kN, 1>, grid, kThreads, 0, stream.get(), gate_up, n_tokens,
+                     d_ff, out);
+  check_launch("swiglu");
+}
+
+void quantize(const float* x, int64_t n_tokens, int64_t d_in, const QuantizedRows& out, const Stream& stream) {
   POLYSPAN_CHECK(d_in % 32 == 0);
-  quantize_kernel<<<grid_of(n_tokens * d_in), kThreads, 0, stream.get()>>>(x, n_tokens * d_in / 32, codes, scales);
+  launch_overlapping(quantize_kernel, grid_of(n_tokens * d_in), kThreads, 0, stream.get(), x, n_tokens * d_in / 32,
+                     out);
   check_launch("quantize");
 }
 

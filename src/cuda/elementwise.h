@@ -15,14 +15,19 @@ void embed(const DeviceMatrix& table, const int32_t* tokens, int64_t n_tokens, f
 // out [n_rows, d] = x * weight / sqrt(mean(x^2) + eps) of row rows[i] (row i where `rows` is null).
 void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n_rows, int64_t d, float eps,
              ActivationType out_type, void* out, const Stream& stream);
+// REQUIRES: d % 32 == 0.
+void rmsnorm(const float* x, const int32_t* rows, const float* weight, int64_t n_rows, int64_t d, float eps,
+             const QuantizedRows& out, const Stream& stream);
 
 // out [n_tokens, d_ff] = silu(gate) * up; gate_up [n_tokens, 2 * d_ff] of F32, F16 or BF16, gate first. Infinite F16 counts as
 // the largest finite one.
 void swiglu(DType type, const void* gate_up, int64_t n_tokens, int64_t d_ff, ActivationType out_type, void* out,
             const Stream& stream);
+// REQUIRES: d_ff % 32 == 0.
+void swiglu(const float* gate_up, int64_t n_tokens, int64_t d_ff, const QuantizedRows& out, const Stream& stream);
 
-// Codes [n_tokens, d_in] and scales [n_tokens, d_in / 32] as quantize_activations (ops/matmul.h). REQUIRES: d_in % 32 == 0.
-void quantize(const float* x, int64_t n_tokens, int64_t d_in, int8_t* codes, float* scales, const Stream& stream);
+// REQUIRES: d_in % 32 == 0.
+void quantize(const float* x, int64_t n_tokens, int64_t d_in, const QuantizedRows& out, const Stream& stream);
 void convert(const float* x, int64_t n, ActivationType out_type, void* out, const Stream& stream);
 
 // Cosines and sines [n_tokens, n_pairs] of first_position + t, or of positions[t] where `positions` is not null;

@@ -60,6 +60,49 @@ TEST(Elementwise, RmsnormAndSwiglu) {
     }
 }
 
+// Norms and gates that leave quantised are those that leave as floats, quantised: the same bits.
+TEST(Elementwise, RmsnormAndSwigluQuantized) {
+  POLYSPAN_NEEDS_GPU();
+  const Stream stream;
+  Random random(5);
+  const int64_t n = 3;
+  for (const int64_t d : {32, 96, 2080, 4096, 8224}) {
+    std::vector<float> gate_up = random.vector(n * 2 * d, 8.0f);
+    std::fill_n(gate_up.begin() + d, 32, 0.0f);  // a block of zeros
+    const std::vector<float> x = random.vector(n * d, 3.0f), w = random.vector(d);
+    const int32_t rows[] = {2, 0, 2};
+    const DeviceBuffer x_device = to_device(std::span<const float>(x), "a test", stream),
+                       w_device = to_device(std::span<const float>(w), "a test", stream),
+                       rows_device = to_device(std::span<const int32_t>(rows), "a test", stream),
+                       gate_device = to_device(std::span<const float>(gate_up), "a test", stream);
+    const DeviceBuffer floats(n * d * 4, "a test");
+    const auto expect_same = [&](auto as_floats, auto as_codes) {
+      PoisonedDevice codes(n * d / 4, stream), scales(n * d / 32, stream), found_codes(n * d / 4, stream),
+          found_scales(n * d / 32, stream);
+      as_floats();
+      quantize(floats.as<float>(), n, d,
+               {reinterpret_cast<int8_t*>(codes.data()), reinterpret_cast<float*>(scales.data())}, stream);
+      as_codes(
+          QuantizedRows{reinterpret_cast<int8_t*>(found_codes.data()), reinterpret_cast<float*>(found_scales.data())});
+      found_codes.values(), found_scales.values();  // nothing is written behind them
+      EXPECT_EQ(to_host<int8_t>(found_codes.data(), n * d, stream), to_host<int8_t>(codes.data(), n * d, stream)) << d;
+      EXPECT_EQ(to_host<float>(found_scales.data(), n * d / 32, stream),
+                to_host<float>(scales.data(), n * d / 32, stream))
+          << d;
+    };
+    expect_same(
+        [&] {
+          rmsnorm(x_device.as<float>(), rows_device.as<int32_t>(), w_device.as<float>(), n, d, 1e-5f,
+                  ActivationType::kF32, floats.data(), stream);
+        },
+        [&](const QuantizedRows& out) {
+          rmsnorm(x_device.as<float>(), rows_device.as<int32_t>(), w_device.as<float>(), n, d, 1e-5f, out, stream);
+        });
+    expect_same([&] { swiglu(DType::kF32, gate_device.data(), n, d, ActivationType::kF32, floats.data(), stream); },
+                [&](const QuantizedRows& out) { swiglu(gate_device.as<float>(), n, d, out, stream); });
+  }
+}
+
 // Of gates and ups of 2 bytes, with values that f16 does not hold.
 TEST(Elementwise, SwigluOfShortTypes) {
   POLYSPAN_NEEDS_GPU();

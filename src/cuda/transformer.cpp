@@ -166,11 +166,32 @@ DeviceInput CudaTransformer::finish_input(const Forms& forms, int64_t n_tokens, 
     if (made) convert(f32_.as<float>(), n_tokens * d_in, ActivationType::kBF16, bf16_.data(), stream_);
   }
   if (forms.blocks) {
-    x.codes = codes_.as<int8_t>();
-    x.scales = scales_.as<float>();
-    quantize(f32_.as<float>(), n_tokens, d_in, codes_.as<int8_t>(), scales_.as<float>(), stream_);
+    x.quantized = quantized_rows();
+    quantize(f32_.as<float>(), n_tokens, d_in, x.quantized, stream_);
   }
   return x;
+}
+
+DeviceInput CudaTransformer::normed(const Forms& forms, const float* weight, const int32_t* rows, int64_t n_rows) {
+  const int64_t d = config_.d_model;
+  if (forms.only_blocks()) {
+    rmsnorm(x_.as<float>(), rows, weight, n_rows, d, config_.norm_eps, quantized_rows(), stream_);
+    return {.n_tokens = n_rows, .d_in = d, .quantized = quantized_rows()};
+  }
+  const auto [type, to] = producer(forms);
+  rmsnorm(x_.as<float>(), rows, weight, n_rows, d, config_.norm_eps, type, to, stream_);
+  return finish_input(forms, n_rows, d);
+}
+
+DeviceInput CudaTransformer::gated(const Forms& forms, DType gate_up_type, int64_t n_tokens) {
+  const int64_t d = config_.d_ff;
+  if (forms.only_blocks() && gate_up_type == DType::kF32) {
+    swiglu(gate_up_.as<float>(), n_tokens, d, quantized_rows(), stream_);
+    return {.n_tokens = n_tokens, .d_in = d, .quantized = quantized_rows()};
+  }
+  const auto [type, to] = producer(forms);
+  swiglu(gate_up_type, gate_up_.data(), n_tokens, d, type, to, stream_);
+  return finish_input(forms, n_tokens, d);
 }
 
 void CudaTransformer::multiply(std::span<const Part> parts, const DeviceInput& x, DType out_type, void* out,
@@ -188,26 +209,18 @@ void CudaTransformer::run_layer(int64_t layer, int64_t n_tokens, Attend attend) 
   const int64_t qkv_dim = q_dim + 2 * config_.n_kv_heads * config_.head_dim;
   float* const x = x_.as<float>();
 
-  Forms forms = forms_of(w.qkv, n_tokens);
-  auto [type, to] = producer(forms);
-  rmsnorm(x, nullptr, w.attn_norm, n_tokens, d_model, config_.norm_eps, type, to, stream_);
-  multiply(w.qkv, finish_input(forms, n_tokens, d_model), DType::kF32, qkv_.data(), qkv_dim, false);
+  multiply(w.qkv, normed(forms_of(w.qkv, n_tokens), w.attn_norm, nullptr, n_tokens), DType::kF32, qkv_.data(), qkv_dim,
+           false);
 
-  forms = forms_of(w.attn_out, n_tokens);
-  std::tie(type, to) = producer(forms);
+  const Forms forms = forms_of(w.attn_out, n_tokens);
+  const auto [type, to] = producer(forms);
   attend(layer, type, to);
   multiply(w.attn_out, finish_input(forms, n_tokens, q_dim), DType::kF32, x, d_model, true);
 
-  forms = forms_of(w.gate_up, n_tokens);
-  std::tie(type, to) = producer(forms);
-  rmsnorm(x, nullptr, w.ffn_norm, n_tokens, d_model, config_.norm_eps, type, to, stream_);
   const DType gate_up_type = gate_up_form(w.gate_up, n_tokens);
-  multiply(w.gate_up, finish_input(forms, n_tokens, d_model), gate_up_type, gate_up_.data(), 2 * d_ff, false);
-
-  forms = forms_of(w.down, n_tokens);
-  std::tie(type, to) = producer(forms);
-  swiglu(gate_up_type, gate_up_.data(), n_tokens, d_ff, type, to, stream_);
-  multiply(w.down, finish_input(forms, n_tokens, d_ff), DType::kF32, x, d_model, true);
+  multiply(w.gate_up, normed(forms_of(w.gate_up, n_tokens), w.ffn_norm, nullptr, n_tokens), gate_up_type,
+           gate_up_.data(), 2 * d_ff, false);
+  multiply(w.down, gated(forms_of(w.down, n_tokens), gate_up_type, n_tokens), DType::kF32, x, d_model, true);
 }
 
 void CudaTransformer::forward(const Batch& batch) {
@@ -335,10 +348,8 @@ void CudaTransformer::prefill(const Batch& batch) {
 }
 
 void CudaTransformer::compute_logits(const int32_t* rows, int64_t n) {
-  const Forms forms = forms_of(output_, n);
-  const auto [type, to] = producer(forms);
-  rmsnorm(x_.as<float>(), rows, output_norm_, n, config_.d_model, config_.norm_eps, type, to, stream_);
-  multiply(output_, finish_input(forms, n, config_.d_model), DType::kF32, logits_.data(), config_.vocab_size, false);
+  multiply(output_, normed(forms_of(output_, n), output_norm_, rows, n), DType::kF32, logits_.data(),
+           config_.vocab_size, false);
 }
 
 void CudaTransformer::logits(std::span<const int64_t> rows, float* out) {

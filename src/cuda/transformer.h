@@ -59,6 +59,7 @@ class CudaTransformer final : public Model {
   // Which forms of its input a product reads.
   struct Forms {
     bool f32 = false, f16 = false, bf16 = false, blocks = false;
+    bool only_blocks() const { return blocks && !f32 && !f16 && !bf16; }
   };
 
   CudaTransformer(std::unique_ptr<GgufFile> file, ModelConfig config, int device);
@@ -72,6 +73,10 @@ class CudaTransformer final : public Model {
   // Where a producer of this input writes, and as what.
   std::pair<ActivationType, void*> producer(const Forms& forms) const;
   DeviceInput finish_input(const Forms& forms, int64_t n_tokens, int64_t d_in);
+  // Inputs of products: rows of x normed; gates of gate_up_ times ups.
+  DeviceInput normed(const Forms& forms, const float* weight, const int32_t* rows, int64_t n_rows);
+  DeviceInput gated(const Forms& forms, DType gate_up_type, int64_t n_tokens);
+  QuantizedRows quantized_rows() const { return {codes_.as<int8_t>(), scales_.as<float>()}; }
   void multiply(std::span<const Part> parts, const DeviceInput& x, DType out_type, void* out, int64_t out_stride,
                 bool add);
   // One layer; attend(layer, out type, out) turns qkv_ into attention.

@@ -5,6 +5,8 @@
 #include "core/error.h"
 #include "cuda/blocks.cuh"
 #include "cuda/number.cuh"
+#include "cuda/overlap.cuh"
+#include "cuda/tile_product.h"
 
 namespace polyspan::cuda {
 namespace {
@@ -95,52 +97,76 @@ __global__ void dequantize_kernel(DeviceMatrix w, int64_t first_row, int64_t n_r
 
 constexpr int kVectorWarps = 4, kVectorThreads = 32 * kVectorWarps, kRowsPerWarp = 2;
 
+// What a lane asks for of each row before the kernels before it have ended: no kernel writes weights. With it a step of one
+// token reads memory from one product to the next without a pause.
+constexpr int kBlocksAhead = 4, kFloatsAhead = 4;  // units
+
+template <int kCols>
+__device__ void write_sums(const float (&sum)[kRowsPerWarp][kCols], int64_t first_row, int64_t d_out, float* out,
+                           int64_t out_stride, bool add) {
+#pragma unroll
+  for (int r = 0; r < kRowsPerWarp; ++r)
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) {
+      const float all = warp_sum(sum[r][c]);
+      if (threadIdx.x % 32 == 0 && first_row + r < d_out) {
+        float* const at = out + c * out_stride + first_row + r;
+        *at = add ? *at + all : all;
+      }
+    }
+}
+
 // One warp: kRowsPerWarp rows times kCols tokens; a lane takes every 32nd unit. Integer products of four values an
 // instruction. Bound by reading the weights.
 template <DType kType, int kCols>
 __global__ void __launch_bounds__(kVectorThreads)
     vector_blocks_kernel(DeviceMatrix w, const int8_t* codes, const float* scales, float* out, int64_t out_stride,
                          bool add) {
-  const int lane = threadIdx.x % 32, units = static_cast<int>(w.d_in / 32), blocks = units;
+  let_next_kernel_start();
+  const int lane = threadIdx.x % 32, units = static_cast<int>(w.d_in / 32);
   const int64_t first_row = (int64_t{blockIdx.x} * kVectorWarps + threadIdx.x / 32) * kRowsPerWarp;
   if (first_row >= w.d_out) return;
+  const auto load = [&](int r, int unit) { return load_unit_bytes<kType>(w, min(first_row + r, w.d_out - 1), unit); };
+  UnitBytes<kType> ahead[kBlocksAhead][kRowsPerWarp];
+#pragma unroll
+  for (int i = 0; i < kBlocksAhead; ++i)
+#pragma unroll
+    for (int r = 0; r < kRowsPerWarp; ++r)
+      if (lane + 32 * i < units) ahead[i][r] = load(r, lane + 32 * i);
+  wait_for_earlier_kernels();
+
   float sum[kRowsPerWarp][kCols] = {};
-  for (int unit = lane; unit < units; unit += 32) {
+  const auto accumulate = [&](int r, const Unit& u) {
 #pragma unroll
-    for (int r = 0; r < kRowsPerWarp; ++r) {
-      const Unit u = load_unit<kType>(w, min(first_row + r, w.d_out - 1), unit);
+    for (int c = 0; c < kCols; ++c)
 #pragma unroll
-      for (int c = 0; c < kCols; ++c)
-#pragma unroll
-        for (int run = 0; run < 2; ++run) {
-          const int4 x = __ldg(reinterpret_cast<const int4*>(codes + c * w.d_in + u.at[run]));
-          const float scale = __ldg(scales + int64_t{c} * blocks + u.at[run] / 32);
-          int dot = __dp4a(static_cast<int>(u.codes[run][0]), x.x, 0);
-          dot = __dp4a(static_cast<int>(u.codes[run][1]), x.y, dot);
-          dot = __dp4a(static_cast<int>(u.codes[run][2]), x.z, dot);
-          dot = __dp4a(static_cast<int>(u.codes[run][3]), x.w, dot);
-          float value = u.scale[run] * static_cast<float>(dot);
-          if constexpr (kHasMinimum<kType>) {
-            int ones = __dp4a(0x01010101, x.x, 0);
-            ones = __dp4a(0x01010101, x.y, ones);
-            ones = __dp4a(0x01010101, x.z, ones);
-            ones = __dp4a(0x01010101, x.w, ones);
-            value -= u.minimum[run] * static_cast<float>(ones);
-          }
-          sum[r][c] += scale * value;
+      for (int run = 0; run < 2; ++run) {
+        const int4 x = *reinterpret_cast<const int4*>(codes + c * w.d_in + u.at[run]);
+        const float scale = scales[int64_t{c} * units + u.at[run] / 32];
+        int dot = __dp4a(static_cast<int>(u.codes[run][0]), x.x, 0);
+        dot = __dp4a(static_cast<int>(u.codes[run][1]), x.y, dot);
+        dot = __dp4a(static_cast<int>(u.codes[run][2]), x.z, dot);
+        dot = __dp4a(static_cast<int>(u.codes[run][3]), x.w, dot);
+        float value = u.scale[run] * static_cast<float>(dot);
+        if constexpr (kHasMinimum<kType>) {
+          int ones = __dp4a(0x01010101, x.x, 0);
+          ones = __dp4a(0x01010101, x.y, ones);
+          ones = __dp4a(0x01010101, x.z, ones);
+          ones = __dp4a(0x01010101, x.w, ones);
+          value -= u.minimum[run] * static_cast<float>(ones);
         }
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < kRowsPerWarp; ++r)
-#pragma unroll
-    for (int c = 0; c < kCols; ++c) {
-      const float all = warp_sum(sum[r][c]);
-      if (lane == 0 && first_row + r < w.d_out) {
-        float* const at = out + c * out_stride + first_row + r;
-        *at = add ? *at + all : all;
+        sum[r][c] += scale * value;
       }
-    }
+  };
+#pragma unroll
+  for (int i = 0; i < kBlocksAhead; ++i)
+#pragma unroll
+    for (int r = 0; r < kRowsPerWarp; ++r)
+      if (lane + 32 * i < units) accumulate(r, unpack_unit(ahead[i][r], lane + 32 * i));
+  for (int unit = lane + 32 * kBlocksAhead; unit < units; unit += 32)
+#pragma unroll
+    for (int r = 0; r < kRowsPerWarp; ++r) accumulate(r, unpack_unit(load(r, unit), unit));
+  write_sums(sum, first_row, w.d_out, out, out_stride, add);
 }
 
 // The same for weights and activations of T. REQUIRES: d_in % kN == 0.
@@ -149,6 +175,7 @@ __global__ void __launch_bounds__(kVectorThreads)
     vector_floats_kernel(const T* w, int64_t d_out, int64_t d_in, const T* x, float* out, int64_t out_stride,
                          bool add) {
   constexpr int kN = Vec16<T>::kN;
+  let_next_kernel_start();
   const int lane = threadIdx.x % 32, units = static_cast<int>(d_in / kN);
   const int64_t first_row = (int64_t{blockIdx.x} * kVectorWarps + threadIdx.x / 32) * kRowsPerWarp;
   if (first_row >= d_out) return;
@@ -156,33 +183,41 @@ __global__ void __launch_bounds__(kVectorThreads)
 #pragma unroll
   for (int r = 0; r < kRowsPerWarp; ++r)
     rows[r] = reinterpret_cast<const uint4*>(w + min(first_row + r, d_out - 1) * d_in);
+  uint4 ahead[kFloatsAhead][kRowsPerWarp];
+#pragma unroll
+  for (int i = 0; i < kFloatsAhead; ++i)
+#pragma unroll
+    for (int r = 0; r < kRowsPerWarp; ++r)
+      if (lane + 32 * i < units) ahead[i][r] = __ldcs(rows[r] + lane + 32 * i);
+  wait_for_earlier_kernels();
+
   float sum[kRowsPerWarp][kCols] = {};
-#pragma unroll 4
-  for (int unit = lane; unit < units; unit += 32) {
+  const auto accumulate = [&](int unit, const uint4(&loaded)[kRowsPerWarp]) {
     float x_values[kCols][kN];
 #pragma unroll
     for (int c = 0; c < kCols; ++c)
-      Vec16<T>::unpack(__ldg(reinterpret_cast<const uint4*>(x + c * d_in) + unit), x_values[c]);
+      Vec16<T>::unpack(*(reinterpret_cast<const uint4*>(x + c * d_in) + unit), x_values[c]);
 #pragma unroll
     for (int r = 0; r < kRowsPerWarp; ++r) {
       float values[kN];
-      Vec16<T>::unpack(__ldcs(rows[r] + unit), values);
+      Vec16<T>::unpack(loaded[r], values);
 #pragma unroll
       for (int c = 0; c < kCols; ++c)
 #pragma unroll
         for (int i = 0; i < kN; ++i) sum[r][c] += values[i] * x_values[c][i];
     }
+  };
+#pragma unroll
+  for (int i = 0; i < kFloatsAhead; ++i)
+    if (lane + 32 * i < units) accumulate(lane + 32 * i, ahead[i]);
+#pragma unroll 4
+  for (int unit = lane + 32 * kFloatsAhead; unit < units; unit += 32) {
+    uint4 loaded[kRowsPerWarp];
+#pragma unroll
+    for (int r = 0; r < kRowsPerWarp; ++r) loaded[r] = __ldcs(rows[r] + unit);
+    accumulate(unit, loaded);
   }
-#pragma unroll
-  for (int r = 0; r < kRowsPerWarp; ++r)
-#pragma unroll
-    for (int c = 0; c < kCols; ++c) {
-      const float all = warp_sum(sum[r][c]);
-      if (lane == 0 && first_row + r < d_out) {
-        float* const at = out + c * out_stride + first_row + r;
-        *at = add ? *at + all : all;
-      }
-    }
+  write_sums(sum, first_row, d_out, out, out_stride, add);
 }
 
 unsigned vector_grid(int64_t d_out) {
@@ -196,20 +231,15 @@ template <DType kType>
 void vector_blocks(const DeviceMatrix& w, const DeviceInput& x, float* out, int64_t out_stride, bool add,
                    const Stream& stream) {
   for (int64_t first = 0; first < x.n_tokens;) {
-    const int8_t* const codes = x.codes + first * w.d_in;
-    const float* const scales = x.scales + first * (w.d_in / 32);
+    const int8_t* const codes = x.quantized.codes + first * w.d_in;
+    const float* const scales = x.quantized.scales + first * (w.d_in / 32);
     float* const to = out + first * out_stride;
     const auto launch = [&]<int kCols>() {
-      vector_blocks_kernel<kType, kCols>
-          <<<vector_grid(w.d_out), kVectorThreads, 0, stream.get()>>>(w, codes, scales, to, out_stride, add);
+      launch_overlapping(vector_blocks_kernel<kType, kCols>, vector_grid(w.d_out), kVectorThreads, 0, stream.get(), w,
+                         codes, scales, to, out_stride, add);
       first += kCols;
     };
-    const int64_t left = x.n_tokens - first;
-    if (left >= 8) {
-      launch.template operator()<8>();
-    } else if (left >= 4) {
-      launch.template operator()<4>();
-    } else if (left >= 2) {
+    if (x.n_tokens - first >= 2) {
       launch.template operator()<2>();
     } else {
       launch.template operator()<1>();
@@ -220,15 +250,10 @@ void vector_blocks(const DeviceMatrix& w, const DeviceInput& x, float* out, int6
 template <typename T>
 void vector_floats(const DeviceMatrix& w, const void* x, int64_t n_tokens, float* out, int64_t out_stride, bool add,
                    const Stream& stream) {
-  const T* const weights = reinterpret_cast<const T*>(w.data);
-  if (n_tokens == 1) {
-    vector_floats_kernel<T, 1><<<vector_grid(w.d_out), kVectorThreads, 0, stream.get()>>>(
-        weights, w.d_out, w.d_in, static_cast<const T*>(x), out, out_stride, add);
-  } else {
-    POLYSPAN_CHECK(n_tokens == 2);
-    vector_floats_kernel<T, 2><<<vector_grid(w.d_out), kVectorThreads, 0, stream.get()>>>(
-        weights, w.d_out, w.d_in, static_cast<const T*>(x), out, out_stride, add);
-  }
+  POLYSPAN_CHECK(n_tokens == 1 || n_tokens == 2);
+  launch_overlapping(n_tokens == 1 ? vector_floats_kernel<T, 1> : vector_floats_kernel<T, 2>, vector_grid(w.d_out),
+                     kVectorThreads, 0, stream.get(), reinterpret_cast<const T*>(w.data), w.d_out, w.d_in,
+                     static_cast<const T*>(x), out, out_stride, add);
 }
 
 }  // namespace
@@ -277,7 +302,7 @@ InputForm input_form(DType type, int64_t n_tokens) {
 }
 
 DType output_type(DType type, int64_t n_tokens) {
-  if (n_tokens <= std::max(kMostVectorTokens, kMostFloatVectorTokens)) return DType::kF32;
+  if (n_tokens <= (has_device_blocks(type) ? kMostTileTokens : kMostVectorTokens)) return DType::kF32;
   return has_device_blocks(type) ? DType::kF16 : type;
 }
 
@@ -288,7 +313,7 @@ void Products::multiply(const DeviceMatrix& w, const DeviceInput& x, DType out_t
   const InputForm form = input_form(w.type, x.n_tokens);
   float* const floats = static_cast<float*>(out);
   if (form == InputForm::kBlocks) {
-    POLYSPAN_CHECK(x.codes != nullptr && x.scales != nullptr);
+    POLYSPAN_CHECK(x.quantized.codes != nullptr && x.quantized.scales != nullptr);
     visit_block_type(w.type, [&]<DType kType>() { vector_blocks<kType>(w, x, floats, out_stride, add, stream_); });
     return check_launch("a matrix-vector product");
   }
@@ -297,13 +322,14 @@ void Products::multiply(const DeviceMatrix& w, const DeviceInput& x, DType out_t
                                                        : x.bf16;
   POLYSPAN_CHECK(values != nullptr);
   if (!has_device_blocks(w.type)) {
-    if (x.n_tokens <= kMostFloatVectorTokens && w.d_in % 8 == 0 && w.type != DType::kF32) {
+    if (x.n_tokens <= kMostVectorTokens && w.d_in % 8 == 0 && w.type != DType::kF32) {
       if (w.type == DType::kF16) vector_floats<__half>(w, values, x.n_tokens, floats, out_stride, add, stream_);
       if (w.type == DType::kBF16) vector_floats<__nv_bfloat16>(w, values, x.n_tokens, floats, out_stride, add, stream_);
       return check_launch("a matrix-vector product");
     }
     return blas_.multiply(w.type, w.data, values, x.n_tokens, w.d_out, w.d_in, out_type, out, out_stride, add);
   }
+  if (x.n_tokens <= kMostTileTokens) return multiply_tiles(w, values, x.n_tokens, floats, out_stride, add, stream_);
   const int64_t rows_at_once = std::max<int64_t>(1, kDequantizeBytes / (2 * w.d_in));
   for (int64_t row = 0; row < w.d_out; row += rows_at_once) {
     const int64_t n = std::min(rows_at_once, w.d_out - row);

@@ -57,19 +57,25 @@ void dequantize(const DeviceMatrix& w, int64_t first_row, int64_t n_rows, void* 
 // The same of a matrix of any type, as f32.
 void decode(const DeviceMatrix& w, int64_t first_row, int64_t n_rows, float* out, const Stream& stream);
 
+// Rows of values as quantize_activations (ops/matmul.h) makes them: codes [n_tokens, d], scales [n_tokens, d / 32].
+struct QuantizedRows {
+  int8_t* codes = nullptr;
+  float* scales = nullptr;
+};
+
 // The activations of a product in the forms that its weights need; others may be null.
 struct DeviceInput {
   int64_t n_tokens = 0, d_in = 0;
   const float* f32 = nullptr;  // [n_tokens, d_in]
   const void* f16 = nullptr;
   const void* bf16 = nullptr;
-  const int8_t* codes = nullptr;  // [n_tokens, d_in] and their scales [n_tokens, d_in / 32]
-  const float* scales = nullptr;
+  QuantizedRows quantized = {};
 };
 
-// Tokens up to which weights are multiplied by our own kernels, which read each weight once: with more of them the
-// tensor cores of cuBLAS win (blocks are then decoded to f16, some rows at a time).
-inline constexpr int64_t kMostVectorTokens = 8, kMostFloatVectorTokens = 2;
+// Tokens up to which weights are multiplied by our own kernels, which read each weight once: one or two by plain
+// multiply-adds (of blocks in integers), more by the matrix instructions where the weights are blocks (cuda/tile_product.h).
+// With more of them cuBLAS wins (blocks are then decoded to f16, some rows at a time).
+inline constexpr int64_t kMostVectorTokens = 2, kMostTileTokens = 96;
 inline constexpr int64_t kDequantizeBytes = 64 << 20;  // of decoded rows at a time
 
 enum class InputForm { kF32, kF16, kBF16, kBlocks };

@@ -82,7 +82,7 @@ TEST(DeviceWeights, QuantizesAsTheCpu) {
   std::fill_n(x.begin() + 64, 32, 0.0f);  // a block of zeros
   const DeviceBuffer x_device = to_device(std::span<const float>(x), "a test", stream);
   DeviceBuffer codes(n * d, "a test"), scales(n * d / 32 * 4, "a test");
-  quantize(x_device.as<float>(), n, d, codes.as<int8_t>(), scales.as<float>(), stream);
+  quantize(x_device.as<float>(), n, d, {codes.as<int8_t>(), scales.as<float>()}, stream);
   const std::vector<int8_t> found = to_host<int8_t>(codes.data(), n * d, stream);
   const std::vector<float> found_scales = to_host<float>(scales.data(), n * d / 32, stream);
   OpContext context(1);
@@ -102,9 +102,10 @@ TEST(DeviceWeights, ProductsMatchReference) {
   types.insert(types.end(), {DType::kF32, DType::kF16, DType::kBF16});
   uint64_t seed = 20;
   for (const DType type : types)
-    for (const auto& [d_out, d_in] : {std::pair<int64_t, int64_t>{37, 256}, {130, 768}, {1, 2304}})
-      for (const int64_t n_tokens : {1, 2, 3, 5, 8, 9, 33})
+    for (const auto& [d_out, d_in] : {std::pair<int64_t, int64_t>{37, 256}, {130, 768}, {1, 2304}, {19, 416}})
+      for (const int64_t n_tokens : {1, 2, 3, 5, 8, 9, 17, 33, 97})
         for (const bool add : {false, true}) {
+          if (d_in % dtype_info(type).block_len != 0) continue;
           SCOPED_TRACE(testing::Message() << dtype_name(type) << " [" << d_out << ", " << d_in << "] x " << n_tokens
                                           << (add ? " added" : ""));
           const TestMatrix matrix(type, d_out, d_in, ++seed, stream);
@@ -115,7 +116,7 @@ TEST(DeviceWeights, ProductsMatchReference) {
               codes(n_tokens * d_in, "a test"), scales(n_tokens * d_in / 8, "a test");
           convert(x_device.as<float>(), n_tokens * d_in, ActivationType::kF16, f16.data(), stream);
           convert(x_device.as<float>(), n_tokens * d_in, ActivationType::kBF16, bf16.data(), stream);
-          quantize(x_device.as<float>(), n_tokens, d_in, codes.as<int8_t>(), scales.as<float>(), stream);
+          quantize(x_device.as<float>(), n_tokens, d_in, {codes.as<int8_t>(), scales.as<float>()}, stream);
           // What the product reads, as floats.
           const InputForm form = input_form(type, n_tokens);
           std::vector<float> read = x;
@@ -150,8 +151,7 @@ TEST(DeviceWeights, ProductsMatchReference) {
                                      .f32 = x_device.as<float>(),
                                      .f16 = f16.data(),
                                      .bf16 = bf16.data(),
-                                     .codes = codes.as<int8_t>(),
-                                     .scales = scales.as<float>()};
+                                     .quantized = {codes.as<int8_t>(), scales.as<float>()}};
           products.multiply(matrix.w, input, DType::kF32, out.data(), stride, add);
           const std::vector<float> all = out.values();
           std::vector<float> actual;
@@ -160,7 +160,10 @@ TEST(DeviceWeights, ProductsMatchReference) {
             for (int64_t i = d_out; i < stride; ++i)
               EXPECT_TRUE(std::isnan(all[static_cast<size_t>(token * stride + i)]));
           }
-          EXPECT_LT(error_norm(actual, expected), 1e-5);
+          // Tiles of these two are decoded with one rounding more.
+          const bool twice =
+              (type == DType::kQ4_K || type == DType::kQ6_K) && form == InputForm::kF16 && n_tokens <= kMostTileTokens;
+          EXPECT_LT(error_norm(actual, expected), twice ? 1e-3 : 1e-5);
           const DType shortest = output_type(type, n_tokens);
           if (shortest == DType::kF32 || add) continue;
           PoisonedDevice rounded(n_tokens * stride, stream);
