@@ -94,9 +94,42 @@ TEST(CudaTransformer, AgreesWithTheCpu) {
 
 TEST(CudaTransformer, AgreesWithTheCpuQuantized) {
   POLYSPAN_NEEDS_GPU();
-  // The CPU rounds activations to 8 bits always, the GPU for single tokens only.
+  // The CPU rounds activations to 8 bits always, the GPU for one or two tokens only.
   for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kQ4_K, DType::kQ6_K, DType::kQ5_K})
     check_agreement(small("llama", type, 4, 2, 64), "uniform:0.5", KvType::kF16, 4e-2);
+}
+
+// Single tokens of as many sequences as each way of multiplying quantised weights serves.
+TEST(CudaTransformer, ManySequencesAgreeWithTheCpuQuantized) {
+  POLYSPAN_NEEDS_GPU();
+  for (const DType type : {DType::kQ4_K, DType::kQ8_0})
+    for (const int64_t n : {2, 3, 9, 20, 40, 100}) {
+      SCOPED_TRACE(testing::Message() << dtype_name(type) << ", " << n << " sequences");
+      const Pair pair(small("llama", type, 4, 2, 64));
+      const SpanPlan plan = SpanPlan::uniform(pair.cpu.model->config().head_shape(), 0.5);
+      std::vector<KvCache> cpu, gpu;
+      for (int64_t i = 0; i < n; ++i) {
+        cpu.push_back(pair.cpu.cache(plan, 200, KvType::kF16));
+        gpu.push_back(pair.gpu->make_cache(KvLayout(pair.gpu->config(), plan, 200, KvType::kF16)));
+      }
+      std::vector<KvCache*> cpu_caches, gpu_caches;
+      for (KvCache& cache : cpu) cpu_caches.push_back(&cache);
+      for (KvCache& cache : gpu) gpu_caches.push_back(&cache);
+      for (int64_t i = 0; i < n; ++i) {
+        const std::vector<int32_t> prompt[] = {random_tokens(pair.cpu, 3 + i % 7, static_cast<uint64_t>(i + 1))};
+        const auto at = static_cast<size_t>(i);
+        feed(*pair.cpu.model, std::span(cpu_caches).subspan(at, 1), prompt);
+        feed(*pair.gpu, std::span(gpu_caches).subspan(at, 1), prompt);
+      }
+      for (uint64_t step = 0; step < 4; ++step) {  // the first by single launches, the others as a graph
+        std::vector<std::vector<int32_t>> next;
+        for (int64_t i = 0; i < n; ++i)
+          next.push_back(random_tokens(pair.cpu, 1, 1000 * (step + 1) + static_cast<uint64_t>(i)));
+        const std::vector<float> expected = feed(*pair.cpu.model, cpu_caches, next),
+                                 actual = feed(*pair.gpu, gpu_caches, next);
+        ASSERT_LT(error_norm(actual, expected), 4e-2) << "step " << step;
+      }
+    }
 }
 
 // The tokens that the GPU chooses for itself are those that it would be given.
