@@ -58,8 +58,8 @@ ChoiceProgram make_program(const ChoiceTables& tables, const ChoiceGoal& goal,
 
 // The linear relaxation of a program with far more columns than rows, by column generation: solved over few of the
 // columns; the prices of its rows tell which others would lower the cost, and those join until there is none. So the
-// optimum is that of all columns, and Clp sees some twenty a head, not hundreds: at 1,024 heads and 801 rules 1 s, not
-// 15 s.
+// optimum is that of all columns, and Clp sees some twenty a head, not hundreds: at 1,024 heads and 801 rules a solve
+// takes 0.9 s, not 18 s.
 class ColumnGeneration {
  public:
   // `start`: [column] whether a choice takes part from the beginning; what is no choice always does.

@@ -6,8 +6,8 @@
 // A head is a KV head, or a query head (per_query_head): then a KV head keeps the longest span of its group, and
 // density counts that. A lower bound that no plan within the upper ones reaches is dropped. Solved with CBC
 // (moa/choice_solver.h): one thread, limits on nodes and gap but none on time, so the same problem gives the same plan.
-// 1,024 heads x 51 rules x 4 lengths take 0.3 s a solve and 50 s a front of 4 curves, 90 heads 0.05 s and 3 s (one core
-// of a 2-core server, bench/search_bench.cpp). A rule for each query head is far slower: 3 s and 180 s for 270 heads in
+// 1,024 heads x 674 rules x 4 lengths take 0.9 s a solve and 30 s a front of 4 curves, 90 heads 0.06 s and 3 s (one core
+// of a 2-core server, bench/search_bench.cpp). A rule for each query head is far slower: 3.4 s and 52 s for 270 heads in
 // 90 groups.
 #pragma once
 
