@@ -75,12 +75,12 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"vicuna-7b", "llama-3-8b", "vicuna-13b"}));
   app.add_option("--length", models.length, "this length alone")->check(CLI::IsMember({4096, 8192, 16384}));
   app.add_option("--batches", models.batches, "of the models: sequences of a step, beside the largest that fits")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1 << 20));
   app.add_option("--file", models.file,
                  "of the models: this GGUF file alone, dense, at --length (default: 4096) and --batches")
       ->check(CLI::ExistingFile);
   app.add_option("--tokens", product_tokens, "of the products: sequences of a step (default: 483)")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1 << 20));
   CLI11_PARSE(app, argc, argv);
   try {
     polyspan::bench::run(parts, models, product_tokens, out);
