@@ -29,8 +29,11 @@ __device__ inline int unit_at(int unit, int run) {
   return unit * 32 + 16 * run;
 }
 
-// Scale and minimum of 32 values of Q4_K, from bytes 0-3, 4-7 and 8-11 of the packed ones (core/dequantize.cpp: scale_min).
-__device__ inline uint2 q4k_scale(const uint32_t (&packed)[3], int index) {
+// Scale and minimum of a run of Q4_K, from bytes 0-3, 4-7 and 8-11 behind the header's d and dmin (core/dequantize.cpp:
+// scale_min).
+__device__ inline uint2 q4k_scale(const uint4& header, int unit, int run) {
+  const uint32_t packed[3] = {header.y, header.z, header.w};
+  const int index = unit / 2 % 4 * 2 + run;
   if (index < 4) return make_uint2(packed[0] >> 8 * index & 63, packed[1] >> 8 * index & 63);
   const int shift = 8 * (index - 4);
   return make_uint2((packed[2] >> shift & 0xf) | (packed[0] >> shift >> 6 & 3) << 4,
@@ -74,36 +77,38 @@ __device__ inline UnitBytes<kType> load_unit_bytes(const DeviceMatrix& w, int64_
   return u;
 }
 
-// Four codes of run `run`, a byte each, of the unit's words there.
+__device__ inline int8_t q6k_scale(uint32_t scales, int run) { return static_cast<int8_t>(scales >> (16 + 8 * run)); }
+
+// The codes of a run, four a word.
 template <DType kType>
-__device__ inline uint32_t code_word(uint32_t codes, uint32_t more, int unit, int run) {
-  if constexpr (kType == DType::kQ8_0) return run == 0 ? codes : more;
-  const uint32_t lower = codes >> 4 * run & 0x0f0f0f0fu;
-  if constexpr (kType == DType::kQ6_K)
-    return __vsub4(lower | (more >> 2 * (unit % 4 / 2 + 2 * run) & 0x03030303u) << 4, 0x20202020u);
-  return lower;
+__device__ inline void unpack_codes(const UnitBytes<kType>& bytes, int unit, int run, uint32_t (&words)[4]) {
+  const uint32_t codes[4] = {bytes.codes.x, bytes.codes.y, bytes.codes.z, bytes.codes.w};
+  const uint32_t more[4] = {bytes.more.x, bytes.more.y, bytes.more.z, bytes.more.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    words[i] = kType == DType::kQ8_0 ? (run == 0 ? codes[i] : more[i]) : codes[i] >> 4 * run & 0x0f0f0f0fu;
+    if constexpr (kType == DType::kQ6_K)
+      words[i] = __vsub4(words[i] | (more[i] >> 2 * (unit % 4 / 2 + 2 * run) & 0x03030303u) << 4, 0x20202020u);
+  }
 }
+
+__device__ inline __half2 as_halves(uint32_t word) { return *reinterpret_cast<const __half2*>(&word); }
 
 template <DType kType>
 __device__ inline Unit unpack_unit(const UnitBytes<kType>& bytes, int unit) {
   Unit u;
-  const uint32_t codes[4] = {bytes.codes.x, bytes.codes.y, bytes.codes.z, bytes.codes.w};
-  const uint32_t more[4] = {bytes.more.x, bytes.more.y, bytes.more.z, bytes.more.w};
-  const __half2 pair = *reinterpret_cast<const __half2*>(kType == DType::kQ4_K ? &more[0] : &bytes.scales);
+  const __half2 pair = as_halves(kType == DType::kQ4_K ? bytes.more.x : bytes.scales);
 #pragma unroll
   for (int run = 0; run < 2; ++run) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) u.codes[run][i] = code_word<kType>(codes[i], more[i], unit, run);
+    unpack_codes(bytes, unit, run, u.codes[run]);
     u.scale[run] = __low2float(pair);
     u.minimum[run] = 0.0f;
     u.at[run] = unit_at<kType>(unit, run);
     if constexpr (kType == DType::kQ4_0) u.minimum[run] = 8.0f * u.scale[run];  // value = d * (code - 8)
     if constexpr (kType == DType::kQ4_1) u.minimum[run] = -__high2float(pair);
-    if constexpr (kType == DType::kQ6_K)
-      u.scale[run] *= static_cast<float>(static_cast<int8_t>(bytes.scales >> (16 + 8 * run)));
+    if constexpr (kType == DType::kQ6_K) u.scale[run] *= static_cast<float>(q6k_scale(bytes.scales, run));
     if constexpr (kType == DType::kQ4_K) {
-      const uint32_t packed[3] = {more[1], more[2], more[3]};
-      const uint2 of_run = q4k_scale(packed, unit / 2 % 4 * 2 + run);
+      const uint2 of_run = q4k_scale(bytes.more, unit, run);
       u.scale[run] *= static_cast<float>(of_run.x);
       u.minimum[run] = __high2float(pair) * static_cast<float>(of_run.y);
     }

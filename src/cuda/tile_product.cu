@@ -14,7 +14,6 @@ constexpr int kMostWarps = 8, kLeastWarps = 4, kTileRows = 16;  // warps of a bl
 constexpr int kUnitsPerStep = 4;              // of a row: one for each of the four lanes that share it
 constexpr int64_t kResidentWarps = 132 * 16;  // of an H100, at 128 registers a thread
 
-__device__ inline __half2 as_halves(uint32_t word) { return *reinterpret_cast<const __half2*>(&word); }
 __device__ inline uint32_t as_word(__half2 pair) { return *reinterpret_cast<const uint32_t*>(&pair); }
 
 // What makes values of a run's codes, in f16: (code - offset) * factor * scale - minimum. Exact but for the last rounding, as if
@@ -23,13 +22,12 @@ template <DType kType>
 struct RunScale {
   static constexpr bool kSigned = kType == DType::kQ8_0 || kType == DType::kQ6_K;
   static constexpr bool kHasFactor = kType == DType::kQ4_K || kType == DType::kQ6_K;
-  static constexpr bool kHasMinimum = kType == DType::kQ4_K || kType == DType::kQ4_1;
+  static constexpr bool kMinimumApart = kType == DType::kQ4_K || kType == DType::kQ4_1;
   __half2 factor = {}, scale = {}, minus_minimum = {};
 
   __device__ RunScale(const UnitBytes<kType>& bytes, int unit, int run) {
     if constexpr (kType == DType::kQ4_K) {
-      const uint32_t packed[3] = {bytes.more.y, bytes.more.z, bytes.more.w};
-      const uint2 of_run = q4k_scale(packed, unit / 2 % 4 * 2 + run);
+      const uint2 of_run = q4k_scale(bytes.more, unit, run);
       const __half2 of_block = as_halves(bytes.more.x);
       factor = __half2half2(__uint2half_rn(of_run.x));
       scale = __low2half2(of_block);
@@ -38,8 +36,7 @@ struct RunScale {
       const __half2 of_unit = as_halves(bytes.scales);
       scale = __low2half2(of_unit);
       if constexpr (kType == DType::kQ4_1) minus_minimum = __high2half2(of_unit);
-      if constexpr (kType == DType::kQ6_K)
-        factor = __half2half2(__int2half_rn(static_cast<int8_t>(bytes.scales >> (16 + 8 * run))));
+      if constexpr (kType == DType::kQ6_K) factor = __half2half2(__int2half_rn(q6k_scale(bytes.scales, run)));
     }
   }
 
@@ -52,20 +49,11 @@ struct RunScale {
       __half2 value =
           __hsub2(as_halves(__byte_perm(word, 0x64646464u, i == 0 ? 0x4140u : 0x4342u)), __float2half2_rn(kOffset));
       if constexpr (kHasFactor) value = __hmul2(value, factor);
-      value = kHasMinimum ? __hfma2(value, scale, minus_minimum) : __hmul2(value, scale);
+      value = kMinimumApart ? __hfma2(value, scale, minus_minimum) : __hmul2(value, scale);
       halves[i] = as_word(value);
     }
   }
 };
-
-// The codes of a run of 16, four a word.
-template <DType kType>
-__device__ inline void run_codes(const UnitBytes<kType>& bytes, int unit, int run, uint32_t (&words)[4]) {
-  const uint32_t codes[4] = {bytes.codes.x, bytes.codes.y, bytes.codes.z, bytes.codes.w};
-  const uint32_t more[4] = {bytes.more.x, bytes.more.y, bytes.more.z, bytes.more.w};
-#pragma unroll
-  for (int j = 0; j < 4; ++j) words[j] = code_word<kType>(codes[j], more[j], unit, run);
-}
 
 // With g = lane / 4 and c = lane % 4 a lane has units 4 s + c of rows g and g + 8 in step s. The order of the values that a sum
 // runs over is free, if both factors have it: instruction j of a run takes values 4j to 4j + 3 of the run from each of the four
@@ -119,7 +107,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
       for (int half = 0; half < 2; ++half) {
         const RunScale<kType> scale(bytes[half], unit, run);
         uint32_t words[4];
-        run_codes(bytes[half], unit, run, words);
+        unpack_codes(bytes[half], unit, run, words);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           uint32_t halves[2];

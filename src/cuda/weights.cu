@@ -230,21 +230,10 @@ unsigned grid_of(int64_t n) { return static_cast<unsigned>(std::clamp<int64_t>((
 template <DType kType>
 void vector_blocks(const DeviceMatrix& w, const DeviceInput& x, float* out, int64_t out_stride, bool add,
                    const Stream& stream) {
-  for (int64_t first = 0; first < x.n_tokens;) {
-    const int8_t* const codes = x.quantized.codes + first * w.d_in;
-    const float* const scales = x.quantized.scales + first * (w.d_in / 32);
-    float* const to = out + first * out_stride;
-    const auto launch = [&]<int kCols>() {
-      launch_overlapping(vector_blocks_kernel<kType, kCols>, vector_grid(w.d_out), kVectorThreads, 0, stream.get(), w,
-                         codes, scales, to, out_stride, add);
-      first += kCols;
-    };
-    if (x.n_tokens - first >= 2) {
-      launch.template operator()<2>();
-    } else {
-      launch.template operator()<1>();
-    }
-  }
+  POLYSPAN_CHECK(x.n_tokens == 1 || x.n_tokens == 2);
+  launch_overlapping(x.n_tokens == 1 ? vector_blocks_kernel<kType, 1> : vector_blocks_kernel<kType, 2>,
+                     vector_grid(w.d_out), kVectorThreads, 0, stream.get(), w, x.quantized.codes, x.quantized.scales,
+                     out, out_stride, add);
 }
 
 template <typename T>

@@ -1,7 +1,6 @@
 #include "moa/choice_program.h"
 
 #include <algorithm>
-#include <tuple>
 
 #include <CbcHeuristic.hpp>
 #include <CbcHeuristicDiveCoefficient.hpp>
@@ -78,7 +77,6 @@ Program::Result Program::branch_and_bound(double cutoff, double allowed, int max
   return result;
 }
 
-// costs: [head * n_rules + rule]. Tokens are counted in dense heads (1 = `length` tokens), losses in their limits.
 ChoiceProgram make_program(const ChoiceTables& tables, const ChoiceGoal& goal,
                            const std::vector<std::vector<int>>& options, const std::vector<double>& costs,
                            bool lower_bounds) {
@@ -202,7 +200,7 @@ void ColumnGeneration::add(const std::vector<int>& columns) {
 
 bool ColumnGeneration::optimise() {
   if (solver_->columns.empty()) {  // Clp wants at least one
-    const auto& [lower, upper] = std::tie(made_.program.row_lower_, made_.program.row_upper_);
+    const std::vector<double>&lower = made_.program.row_lower_, &upper = made_.program.row_upper_;
     return std::all_of(lower.begin(), lower.end(), [](double bound) { return bound <= 0; }) &&
            std::all_of(upper.begin(), upper.end(), [](double bound) { return bound >= 0; });
   }

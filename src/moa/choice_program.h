@@ -1,6 +1,7 @@
 // moa/choice_program.h: the linear and mixed integer programs of a choice of rules (moa/choice_solver.h), for Clp and CBC.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>

@@ -66,8 +66,7 @@ class ChoiceSolver {
   enum class Effort { kFew, kMany };
 
   // `within`: a choice that keeps the goal's limits and the upper bounds, where one is known.
-  std::optional<Relaxation> relax(const ChoiceGoal& goal, const Options& options, bool lower_bounds,
-                                  const Choice& within) const;
+  std::optional<Relaxation> relax(const ChoiceGoal& goal, bool lower_bounds, const Choice& within) const;
   std::optional<Choice> branch(const ChoiceGoal& goal, const Relaxation& relaxation, const std::optional<Choice>& known,
                                Effort effort) const;
   bool fill(Choice& choice) const;
